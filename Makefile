@@ -1,0 +1,61 @@
+# make train: trains the quickstart. make test: runs every test. Both set themselves up first.
+# Another Python: make test PYTHON=python3.13. On a TPU VM: make setup REQUIREMENTS=requirements-tpu.txt
+
+PYTHON ?= python3
+REQUIREMENTS ?= requirements.txt
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+BIN := .venv/bin
+# A stamp says that these requirements are installed, for this version of Python.
+READY := .venv/ready-$(VERSION)
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.PHONY: setup train test lint format clean
+
+setup: $(READY)-$(REQUIREMENTS)
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "llama_jax needs Python 3.11 or later; $(PYTHON) is $(VERSION). Try make PYTHON=python3.12"; exit 1; }
+	@echo "setting up .venv with Python $(VERSION)"
+	@rm -rf .venv
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	@touch $@
+
+$(READY)-requirements.txt: requirements.txt pyproject.toml | $(READY)
+	@$(UV) -r requirements.txt
+	@$(UV) --no-deps --editable .
+	@touch $@
+
+$(READY)-requirements-tpu.txt: requirements-tpu.txt $(READY)-requirements.txt
+	@$(UV) -r requirements-tpu.txt
+	@touch $@
+
+# By pip, which knows of a local build of torch where its own configuration names one.
+$(READY)-requirements-test.txt: requirements-test.txt $(READY)-requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+$(READY)-requirements-lint.txt: requirements-lint.txt $(READY)-requirements.txt
+	@$(UV) -r requirements-lint.txt
+	@touch $@
+
+train: setup
+	@$(BIN)/llama-jax train experiments/quickstart.py
+	@$(BIN)/llama-jax evaluate runs/quickstart
+	@$(BIN)/llama-jax sample runs/quickstart --prompt "The state of the Union"
+
+test: setup $(READY)-requirements-test.txt
+	@$(BIN)/python -m pytest
+
+lint: setup $(READY)-requirements-lint.txt
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+
+format: $(READY)-requirements-lint.txt
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,3 @@
+from llama_jax.cli import main
+
+main()

@@ -1,0 +1,200 @@
+"""Checkpoints: parameters, optimizer state, step, data position and experiment as one atomic unit.
+
+WORKDIR/checkpoints/STEP appears, whole, when its save has ended. Beside the arrays it holds a
+fingerprint of each, an integer that does not depend on how the array is spread over devices: an
+array that comes back with another fingerprint is not what was saved.
+"""
+
+import dataclasses
+import json
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from etils import epath
+
+from llama_jax.config import Experiment, UserError, from_json, to_json
+from llama_jax.model import Llama
+from llama_jax.sharding import abstract
+from llama_jax.step import TrainState, init_state
+
+log = logging.getLogger(__name__)
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory whose save was cut short
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of itself."""
+
+    step: int  # updates made, and the number of the next batch
+    experiment: Experiment
+    data_digest: str  # of the token store that was trained on
+    fingerprints: dict[str, int]  # by parameter name
+
+
+def directory(workdir: epath.Path) -> epath.Path:
+    return workdir / "checkpoints"
+
+
+def open_manager(workdir: epath.Path, experiment: Experiment) -> ocp.CheckpointManager:
+    """Saves in the background. Close it to wait for the last save."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=experiment.run.keep_last,
+        keep_period=experiment.run.keep_every,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager(directory(workdir), options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager, state: TrainState, experiment: Experiment, digest: str
+) -> None:
+    """Starts to save the state under its step. digest: of the token store.
+
+    Returns when the state is copied and may be donated; the files follow in the background.
+    """
+    model, optimizer = _by_name(state.model), _by_name(state.opt_state)
+    meta = {
+        "step": int(jax.device_get(state.step)),
+        "experiment": json.loads(to_json(experiment)),
+        "data_digest": digest,
+        "fingerprints": _fingerprints(model) | _fingerprints(optimizer),
+    }
+    items = ocp.args.Composite(
+        model=ocp.args.StandardSave(model),
+        optimizer=ocp.args.StandardSave(optimizer),
+        meta=ocp.args.JsonSave(meta),
+    )
+    manager.save(meta["step"], args=items)
+
+
+def steps(workdir: epath.Path) -> list[int]:
+    """The finished checkpoints, oldest first."""
+    if not directory(workdir).exists():
+        return []
+    return sorted(int(path.name) for path in directory(workdir).iterdir() if path.name.isdigit())
+
+
+def read_meta(workdir: epath.Path, step: int) -> Meta:
+    """Raises FileNotFoundError or ValueError if the checkpoint is damaged."""
+    fields = _read(workdir, step, meta=ocp.args.JsonRestore())["meta"]
+    experiment = from_json(json.dumps(fields.pop("experiment")))
+    return Meta(experiment=experiment, **fields)
+
+
+def restore_model(workdir: epath.Path, step: int, experiment: Experiment) -> Llama:
+    """The parameters of one checkpoint, on the mesh of jax.set_mesh. Raises as restore_state."""
+    target = abstract(lambda: init_state(experiment)).model
+    return _restore(workdir, step, model=target)["model"]
+
+
+def restore_state(workdir: epath.Path, step: int, experiment: Experiment) -> TrainState:
+    """All of one checkpoint, on the mesh of jax.set_mesh, whatever mesh it was saved from.
+
+    Raises ValueError, or what orbax and tensorstore raise, if it is damaged.
+    """
+    target = abstract(lambda: init_state(experiment))
+    items = _restore(workdir, step, model=target.model, optimizer=target.opt_state)
+    replicated = target.step.sharding
+    return TrainState(
+        step=jax.device_put(jnp.int32(step), replicated),
+        model=items["model"],
+        opt_state=items["optimizer"],
+    )
+
+
+def restore_newest(workdir: epath.Path, experiment: Experiment, digest: str) -> TrainState | None:
+    """The newest state that can be read, None where nothing was saved.
+
+    Damaged checkpoints are named in a warning and moved to WORKDIR/damaged. Raises UserError if
+    there are checkpoints and none can be read, or if it was trained on another token store.
+    """
+    if directory(workdir).exists():
+        for path in directory(workdir).iterdir():
+            if UNFINISHED in path.name:
+                log.warning("checkpoint %s was not finished; ignored", path)
+    errors: dict[int, str] = {}
+    for step in reversed(steps(workdir)):
+        try:
+            state = restore_state(workdir, step, experiment)
+            trained_on = read_meta(workdir, step).data_digest
+        except Exception as e:  # orbax, tensorstore and json each have kinds of their own
+            errors[step] = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+            log.warning(
+                "checkpoint %s is damaged; skipped: %s",
+                directory(workdir) / str(step),
+                errors[step],
+            )
+            continue
+        if trained_on != digest:
+            raise UserError(
+                f"data.store: {experiment.data.store} has digest {digest[:12]}, but checkpoint "
+                f"{step} in {workdir} was trained on {trained_on[:12]}; bring that store back or "
+                "use another --workdir"
+            )
+        if jax.process_index() == 0:
+            for damaged in errors:
+                (workdir / "damaged").mkdir(exist_ok=True, parents=True)
+                (directory(workdir) / str(damaged)).rename(workdir / "damaged" / str(damaged))
+        return state
+    if errors:
+        raise UserError(
+            f"workdir: none of the {len(errors)} checkpoints in {directory(workdir)} can be read; "
+            f"the newest: {errors[max(errors)]}; train from the start in another --workdir"
+        )
+    return None
+
+
+def _restore(workdir: epath.Path, step: int, **targets: Any) -> dict[str, Any]:
+    names = {item: _by_name(target) for item, target in targets.items()}
+    arrays = _read(workdir, step, **{k: ocp.args.StandardRestore(v) for k, v in names.items()})
+    saved = read_meta(workdir, step).fingerprints
+    for item in targets:
+        for name, fingerprint in _fingerprints(arrays[item]).items():
+            if fingerprint != saved[name]:
+                raise ValueError(
+                    f"{item}: {name} has fingerprint {fingerprint}, saved was {saved[name]}"
+                )
+    return {
+        item: jax.tree.unflatten(jax.tree.structure(target), [arrays[item][k] for k in names[item]])
+        for item, target in targets.items()
+    }
+
+
+def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
+    with ocp.CheckpointManager(directory(workdir)) as manager:
+        return manager.restore(step, args=ocp.args.Composite(**items))
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The leaves under names such as "layers/attn/wq_DGRK"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): leaf
+        for path, leaf in leaves
+    }
+
+
+def _fingerprints(arrays: dict[str, jax.Array]) -> dict[str, int]:
+    return {name: int(x) for name, x in jax.device_get(_fingerprint_all(arrays)).items()}
+
+
+@jax.jit
+def _fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Sum modulo 2^32 of each element's bits times an odd number of its place: any one changed bit
+    changes it, and so do two elements that change places."""
+
+    def fingerprint(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        place = jnp.zeros_like(bits)
+        for axis, size in enumerate(x.shape):
+            iota = jax.lax.broadcasted_iota(
+                jnp.uint32, x.shape, axis, out_sharding=jax.typeof(x).sharding
+            )
+            place = place * jnp.uint32(size) + iota
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    return jax.tree.map(fingerprint, arrays)

@@ -1,0 +1,211 @@
+"""The one door: llama-jax VERB ... Rooms are imported when their verb is called."""
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from llama_jax import config
+from llama_jax.config import Experiment, UserError
+
+
+def main() -> None:
+    args = parser().parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        sys.exit(args.run(args))
+    except UserError as e:
+        print(f"llama-jax {args.verb}: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(prog="llama-jax", description="Train LLaMA from public data.")
+    verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name, run, help, *, experiment=False, workdir=False):
+        v = verbs.add_parser(name, help=help, description=help)
+        v.set_defaults(run=run)
+        if experiment:
+            v.add_argument(
+                "experiment", metavar="EXPERIMENT", help="a file such as experiments/quickstart.py"
+            )
+        if workdir:
+            v.add_argument(
+                "workdir",
+                metavar="WORKDIR[@STEP]",
+                help="a run; its newest checkpoint unless @STEP",
+            )
+        v.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            dest="overrides",
+            metavar="SECTION.FIELD=VALUE",
+            help="replace a field of the experiment, e.g. model.num_layers=8; may be repeated",
+        )
+        return v
+
+    v = verb("train", train, "train, or go on training, an experiment", experiment=True)
+    v.add_argument(
+        "--workdir",
+        help="where everything of the run lies (default: runs/NAME of the experiment file)",
+    )
+    v.add_argument(
+        "--accept-changes", action="store_true", help="go on in a workdir begun with other values"
+    )
+    v.add_argument(
+        "--multihost", action="store_true", help="join the other processes of a pod first"
+    )
+
+    verb("show", show, "print what an experiment amounts to", experiment=True)
+
+    v = verb(
+        "prepare", prepare, "tokenize an experiment's corpus into its token store", experiment=True
+    )
+    v.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+
+    v = verb(
+        "tokenizer", tokenizer, "train a tokenizer on an experiment's mixture", experiment=True
+    )
+    v.add_argument("--vocab-size", type=int, required=True, help="pieces, the 256 bytes included")
+    v.add_argument("--max-mb", type=float, default=20.0, help="text to train on (default: 20 MB)")
+    v.add_argument("--out", type=Path, required=True, help="the model file to write")
+
+    verb(
+        "evaluate",
+        evaluate,
+        "held-out loss by source, beside n-gram models of the same text",
+        workdir=True,
+    )
+
+    v = verb("sample", sample, "continue prompts with a trained model", workdir=True)
+    v.add_argument(
+        "--prompt", action="append", required=True, help="text to continue; may be repeated"
+    )
+    v.add_argument("--max-tokens", type=int, default=100, help="tokens to add (default: 100)")
+    v.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest (default: 0.8)"
+    )
+    v.add_argument("--top-p", type=float, default=0.95, help="nucleus (default: 0.95)")
+    v.add_argument("--seed", type=int, default=0)
+
+    verb("plot", plot, "draw the loss curves of a run into its loss.png", workdir=True)
+    return p
+
+
+def train(args: argparse.Namespace) -> int:
+    experiment = config.load(args.experiment, args.overrides)
+    workdir = args.workdir or f"runs/{Path(args.experiment).stem}"
+    from llama_jax.data import store
+
+    if args.multihost:
+        import jax
+
+        jax.distributed.initialize()
+    elif not store.exists(experiment.data):
+        print(f"preparing the token store {experiment.data.store}, once", file=sys.stderr)
+        sets = [word for text in args.overrides for word in ("--set", text)]
+        # In a process of its own: tokenizing needs TensorFlow, and training must not load it.
+        command = [sys.executable, "-m", "llama_jax", "prepare", args.experiment, *sets]
+        status = subprocess.run(command, check=False).returncode
+        if status != 0:
+            return status
+    from etils import epath
+
+    from llama_jax.train import NonFiniteLoss
+    from llama_jax.train import train as run_training
+
+    try:
+        run_training(experiment, epath.Path(workdir), args.accept_changes)
+    except NonFiniteLoss as e:
+        print(f"llama-jax train: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    from llama_jax.show import show_experiment
+
+    show_experiment(config.load(args.experiment, args.overrides), Path(args.experiment).stem)
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> int:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # before TensorFlow is loaded, which talks at length
+    from llama_jax.data.prepare import prepare as write_store
+
+    write_store(config.load(args.experiment, args.overrides).data, args.workers)
+    return 0
+
+
+def tokenizer(args: argparse.Namespace) -> int:
+    from llama_jax.data import tokenizer as room
+
+    data = config.load(args.experiment, args.overrides).data
+    room.train(data, args.vocab_size, args.out, round(args.max_mb * 1e6))
+    print(f"wrote {args.out}")
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from llama_jax.evaluation.report import evaluate_run
+
+    workdir, step, experiment = _open_run(args)
+    evaluate_run(workdir, step, experiment)
+    return 0
+
+
+def sample(args: argparse.Namespace) -> int:
+    import jax
+
+    from llama_jax import checkpoint
+    from llama_jax.data import tokenizer as room
+    from llama_jax.sample import continue_prompts
+    from llama_jax.sharding import make_mesh
+
+    workdir, step, experiment = _open_run(args)
+    vocabulary = room.load(experiment.data.tokenizer)
+    prompts = [[vocabulary.bos_id(), *vocabulary.encode(prompt)] for prompt in args.prompt]
+    with jax.set_mesh(make_mesh(experiment.mesh, jax.devices())):
+        model = checkpoint.restore_model(workdir, step, experiment)
+        rows = continue_prompts(
+            model, prompts, args.max_tokens, args.temperature, args.top_p, args.seed
+        )
+    for row in rows:
+        end = row.index(vocabulary.eos_id()) if vocabulary.eos_id() in row else len(row)
+        print(vocabulary.decode(row[:end]), end="\n\n")
+    return 0
+
+
+def plot(args: argparse.Namespace) -> int:
+    from llama_jax.figures import plot_losses
+
+    workdir, _, _ = _open_run(args)
+    print(plot_losses(workdir))
+    return 0
+
+
+def _open_run(args: argparse.Namespace):
+    """(workdir, step, experiment) of WORKDIR[@STEP]; the experiment is the checkpoint's own."""
+    from etils import epath
+
+    from llama_jax import checkpoint
+
+    name, _, wanted = args.workdir.partition("@")
+    workdir = epath.Path(name)
+    steps = checkpoint.steps(workdir)
+    if not steps:
+        raise UserError(f"workdir: no checkpoint in {checkpoint.directory(workdir)}")
+    if wanted and (not wanted.isdigit() or int(wanted) not in steps):
+        raise UserError(
+            f"workdir: no checkpoint {wanted!r} in {name}; there are {', '.join(map(str, steps))}"
+        )
+    step = int(wanted) if wanted else steps[-1]
+    experiment: Experiment = checkpoint.read_meta(workdir, step).experiment
+    for text in args.overrides:
+        experiment = config.override(experiment, text)
+    config.validate(experiment)
+    return workdir, step, experiment

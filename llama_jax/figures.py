@@ -1,0 +1,51 @@
+"""loss.png: the curves of a run."""
+
+from etils import epath
+
+from llama_jax.metrics import read_metrics
+
+
+def plot_losses(workdir: epath.Path, references: dict[str, float]) -> epath.Path:
+    """Draws training and held-out loss against tokens from metrics.jsonl; returns WORKDIR/loss.png.
+
+    references: horizontal lines, label -> loss in nats a token.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_metrics(workdir)
+    train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
+    held_out = [(row["tokens"], row) for row in rows if "validation_loss" in row]
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    axes.plot(*zip(*train, strict=True), color="0.75", linewidth=0.8, label="training batch")
+    if held_out:
+        tokens = [t for t, _ in held_out]
+        axes.plot(
+            tokens,
+            [row["validation_loss"] for _, row in held_out],
+            "C0o-",
+            label="held out, mixture",
+        )
+        for i, name in enumerate(k for k in held_out[0][1] if k.startswith("validation_loss/")):
+            losses = [row[name] for _, row in held_out]
+            axes.plot(tokens, losses, f"C{i + 1}", linewidth=0.9, label=name.split("/")[1])
+    for label, loss in references.items():
+        axes.axhline(loss, color="k", linestyle=":", linewidth=0.8)
+        axes.annotate(
+            label,
+            (1, loss),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+        )
+    axes.set(xlabel="tokens trained on", ylabel="loss (nats per token)")
+    axes.legend(fontsize=8, ncols=2)
+    axes.grid(alpha=0.3)
+    path = workdir / "loss.png"
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=150, format="png")
+    plt.close(figure)
+    return path

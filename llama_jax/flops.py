@@ -1,0 +1,94 @@
+"""Parameters, floating-point operations and peaks: the arithmetic behind MFU and HFU.
+
+MFU = tokens/s * model FLOPs per token / peak. Model FLOPs are what the mathematics needs: 6 for
+each parameter that multiplies (forward 2, backward 4) and causal attention. HFU puts the FLOPs that
+the traced program executes in their place: recomputation and masked scores count, too.
+"""
+
+import math
+import time
+
+from llama_jax.config import ModelConfig
+
+
+def num_params(cfg: ModelConfig) -> int:
+    """The exact number of parameters, embeddings included."""
+    D, F, V = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size
+    attention = 2 * D * D + 2 * D * cfg.kv_heads * cfg.head_dim
+    layer = attention + 3 * D * F + 2 * D
+    return cfg.num_layers * layer + D + V * D * (1 if cfg.tie_embeddings else 2)
+
+
+def num_matmul_params(cfg: ModelConfig) -> int:
+    """Those that take part in a matrix product: no norm scales, no embedding table but the head."""
+    norms = (2 * cfg.num_layers + 1) * cfg.embed_dim
+    tables = (1 if cfg.tie_embeddings else 2) * cfg.vocab_size * cfg.embed_dim
+    return num_params(cfg) - norms - tables + cfg.vocab_size * cfg.embed_dim
+
+
+def model_flops_per_token(cfg: ModelConfig, seq_len: int) -> int:
+    """Of forward and backward. Attention: q k^T and weights v are 2 * T * D each, forward; three
+    times that with backward; half of it because a token sees T/2 others on average."""
+    return 6 * num_matmul_params(cfg) + 6 * cfg.num_layers * seq_len * cfg.embed_dim
+
+
+def executed_flops(jaxpr) -> int:
+    """FLOPs of all matrix products in a traced program, over all devices, loops multiplied out."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        times = 1
+        if eqn.primitive.name == "dot_general":
+            ((contracted, _), _) = eqn.params["dimension_numbers"]
+            lhs = eqn.invars[0].aval.shape
+            total += 2 * eqn.outvars[0].aval.size * math.prod(lhs[i] for i in contracted)
+        elif eqn.primitive.name == "scan":
+            times = eqn.params["length"]
+        elif eqn.primitive.name == "shard_map":  # its body's shapes are one device's
+            times = eqn.params["mesh"].size
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                total += times * executed_flops(inner)
+    return total
+
+
+# Dense bf16 FLOP/s of one device, by jax's device_kind.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
+    "TPU v5 lite": 197e12,  # cloud.google.com/tpu/docs/v5e
+    "TPU v5": 459e12,  # cloud.google.com/tpu/docs/v5p
+    "TPU v6 lite": 918e12,  # cloud.google.com/tpu/docs/v6e
+    "TPU7x": 2307e12,  # cloud.google.com/tpu/docs/tpu7x
+    "NVIDIA A100-SXM4-80GB": 312e12,  # NVIDIA A100 data sheet
+    "NVIDIA H100 80GB HBM3": 989e12,  # NVIDIA H100 data sheet, SXM
+    "NVIDIA H200": 989e12,  # NVIDIA H200 data sheet, SXM
+}
+
+
+def peak_flops() -> tuple[float, str]:
+    """FLOP/s of all devices together, and where the figure is from: the table above, or, for a
+    kind of device that it lacks, what a large fp32 matrix product reaches here."""
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    if kind in PEAK_FLOPS:
+        return PEAK_FLOPS[kind] * jax.device_count(), f"data sheet, {kind}, bf16"
+    return measured_matmul_flops(), "measured here, fp32 matrix product"
+
+
+def measured_matmul_flops(size: int = 2048, rounds: int = 8) -> float:
+    """FLOP/s of the best of a few size x size fp32 matrix products on the first device."""
+    import jax
+    import jax.numpy as jnp
+
+    device = jax.local_devices()[0]
+    with jax.default_device(device):
+        a = jnp.ones((size, size), jnp.float32)
+        product = jax.jit(jnp.matmul)
+        product(a, a).block_until_ready()
+        seconds = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            product(a, a).block_until_ready()
+            seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)

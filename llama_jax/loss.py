@@ -1,0 +1,99 @@
+"""Cross-entropy of the output head, a few rows of logits at a time. Shape letters: sharding.py.
+
+The logits of a LLaMA batch are its largest array (32,000 floats a token), and are needed once: for
+each chunk of tokens the forward pass computes logits, loss and, when it is differentiated, at once
+the gradients for the hidden states and the head. Nothing of size V is kept or recomputed, and the
+head's gradient is reduced over the mesh once, not once a chunk.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from llama_jax.sharding import ACTIVATION_RULES, activation_spec
+
+CHUNK = 512  # tokens per device whose logits exist at a time
+
+
+@jax.custom_vjp
+def cross_entropy(x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array):
+    """(sum of -log softmax(x @ head)[target] in nats, number of targets), fp32 and int32 scalars.
+
+    Targets of -1 do not count. Logits, softmax and sums are fp32 whatever the dtype of x and head.
+    """
+    loss, count, _, _ = _on_mesh(False, x_BTD, head_DV, targets_BT)
+    return loss, count
+
+
+def _forward(x_BTD, head_DV, targets_BT):
+    loss, count, dx_BTD, dhead_DV = _on_mesh(True, x_BTD, head_DV, targets_BT)
+    return (loss, count), (dx_BTD, dhead_DV)
+
+
+def _backward(grads, cotangents):
+    dx_BTD, dhead_DV = grads
+    scale = cotangents[0]
+    return (dx_BTD * scale).astype(dx_BTD.dtype), (dhead_DV * scale).astype(dhead_DV.dtype), None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _on_mesh(with_grads: bool, x_BTD, head_DV, targets_BT):
+    """(loss, count, dx_BTD, dhead_DV), the last two None without grads."""
+    x_spec, targets_spec = activation_spec("BTD"), activation_spec("BT")
+    head_spec = P(None, "tensor")
+    on_device = jax.shard_map(
+        partial(_on_device, with_grads),
+        in_specs=(x_spec, head_spec, targets_spec),
+        out_specs=(P(), P(), x_spec, P("fsdp", "tensor")),
+        check_vma=False,
+    )
+    return on_device(
+        jax.sharding.reshard(x_BTD, x_spec),
+        jax.sharding.reshard(head_DV, head_spec),
+        jax.sharding.reshard(targets_BT, targets_spec),
+    )
+
+
+def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):
+    """The same on one device's rows and its share of the vocabulary, N tokens at a time."""
+    (B, T, D), V = x_BTD.shape, head_DV.shape[1]
+    N = min(CHUNK, B * T)
+    pad = -(B * T) % N
+    x_CND = jnp.pad(x_BTD.reshape(B * T, D), ((0, pad), (0, 0))).reshape(-1, N, D)
+    targets_CN = jnp.pad(targets_BT.reshape(B * T), (0, pad), constant_values=-1).reshape(-1, N)
+    first_id = jax.lax.axis_index("tensor") * V
+
+    def chunk(total, rows):
+        loss, dhead_DV = total
+        x_ND, targets_N = rows
+        logits_NV = jnp.dot(x_ND, head_DV, preferred_element_type=jnp.float32)
+        max_N1 = jax.lax.pmax(jnp.max(logits_NV, axis=-1, keepdims=True), "tensor")
+        exp_NV = jnp.exp(logits_NV - max_N1)
+        sum_N1 = jax.lax.psum(jnp.sum(exp_NV, axis=-1, keepdims=True), "tensor")
+        column_N1 = targets_N[:, None] - first_id
+        here_N1 = (column_N1 >= 0) & (column_N1 < V)
+        target_N1 = jnp.take_along_axis(logits_NV, jnp.clip(column_N1, 0, V - 1), axis=-1)
+        target_N1 = jax.lax.psum(jnp.where(here_N1, target_N1, 0.0), "tensor")
+        counts_N1 = targets_N[:, None] >= 0
+        loss += jnp.sum((jnp.log(sum_N1) + max_N1 - target_N1) * counts_N1)
+        if not with_grads:
+            return (loss, None), None
+        dlogits_NV = (exp_NV / sum_N1 - (column_N1 == jnp.arange(V)[None])) * counts_N1
+        dlogits_NV = dlogits_NV.astype(x_ND.dtype)
+        dhead_DV += jnp.dot(x_ND.T, dlogits_NV, preferred_element_type=jnp.float32)
+        return (loss, dhead_DV), jax.lax.psum(jnp.dot(dlogits_NV, head_DV.T), "tensor")
+
+    zeros = jnp.zeros((D, V), jnp.float32) if with_grads else None
+    (loss, dhead_DV), dx_CND = jax.lax.scan(chunk, (jnp.zeros(()), zeros), (x_CND, targets_CN))
+    batch_axes = ACTIVATION_RULES["B"]
+    loss = jax.lax.psum(loss, batch_axes)
+    count = jax.lax.psum(jnp.sum(targets_BT >= 0), batch_axes)
+    if not with_grads:
+        return loss, count, None, None
+    dhead_DV = jax.lax.psum_scatter(dhead_DV, "fsdp", scatter_dimension=0, tiled=True)
+    dhead_DV = jax.lax.psum(dhead_DV, "replica").astype(head_DV.dtype)
+    return loss, count, dx_CND.reshape(-1, D)[: B * T].reshape(B, T, D), dhead_DV

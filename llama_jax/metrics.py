@@ -1,0 +1,76 @@
+"""The figures of a run, written to metrics.jsonl, TensorBoard and Weights & Biases."""
+
+import json
+from typing import Any
+
+import jax
+from etils import epath
+
+from llama_jax.config import UserError
+
+
+class Writer:
+    """Writes a row of figures per step to every destination, from the first process only.
+
+    metrics.jsonl holds each step once: rows after `start_step`, which a killed run wrote beyond its
+    last checkpoint and which will be computed again, are dropped when it is opened.
+    """
+
+    def __init__(self, workdir: epath.Path, start_step: int, wandb_project: str | None):
+        self.destinations: list[Any] = []
+        if jax.process_index() != 0:
+            return
+        path = metrics_path(workdir)
+        if path.exists():
+            kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
+            unfinished = path.with_suffix(".tmp")
+            unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            unfinished.replace(path)
+        self.jsonl = path.open("a")
+        import tensorboardX
+
+        self.tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1
+        )
+        self.wandb = None
+        if wandb_project:
+            try:
+                import wandb  # pyright: ignore[reportMissingImports]
+            except ImportError:
+                raise UserError(
+                    f"run.wandb_project: got {wandb_project!r}, but wandb is not installed; "
+                    "run `pip install wandb`, or leave the field None"
+                ) from None
+            self.wandb = wandb.init(project=wandb_project, dir=str(workdir), resume="allow")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """step: updates made. values may have names like "validation_loss/c4"."""
+        if jax.process_index() != 0:
+            return
+        self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        self.jsonl.flush()
+        for name, value in values.items():
+            self.tensorboard.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
+
+    def close(self) -> None:
+        if jax.process_index() != 0:
+            return
+        self.jsonl.close()
+        self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def metrics_path(workdir: epath.Path) -> epath.Path:
+    return workdir / "metrics.jsonl"
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl. A last line that a kill cut short is left out."""
+    rows = []
+    for line in metrics_path(workdir).read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return rows

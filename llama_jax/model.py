@@ -1,0 +1,159 @@
+"""The LLaMA decoder (arXiv 2302.13971 section 2.2). Shape letters: sharding.py.
+
+Parameters of the blocks are stacked along a leading layer axis that lax.scan takes away, so their
+suffixes leave it out.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
+
+from llama_jax.attention import KVCache, attend_to_cache, attend_within_documents
+from llama_jax.config import ModelConfig
+from llama_jax.sharding import activation_spec, einsum, param_spec
+
+
+def weight(rngs: nnx.Rngs, std: float, dims: str, *shape: int) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, out_sharding=param_spec(dims)))
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) in fp32, cast back, then scaled: the order of Meta's code."""
+
+    def __init__(self, dim: int, eps: float):
+        self.scale_D = nnx.Param(jnp.ones(dim, out_sharding=P()))
+        self.eps = eps
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x32_BTD = x_BTD.astype(jnp.float32)
+        x32_BTD *= jax.lax.rsqrt(jnp.mean(x32_BTD**2, axis=-1, keepdims=True) + self.eps)
+        return x32_BTD.astype(x_BTD.dtype) * self.scale_D[...][None, None]
+
+
+Rotation = tuple[jax.Array, jax.Array]
+
+
+def rotation_of(positions_BT: jax.Array, head_dim: int, theta: float) -> Rotation:
+    """sin_BTK and cos_BTK, with K = head_dim / 2, of position * theta^(-2i / head_dim), in fp32."""
+    frequency_K = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K[None, None]
+    return jnp.sin(angle_BTK), jnp.cos(angle_BTK)
+
+
+def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
+    """Rotary embedding of x_BT...K: element i is paired with i + K/2, Hugging Face's layout."""
+    head_axes = tuple(range(2, x.ndim - 1))
+    sin, cos = (jnp.expand_dims(table, head_axes) for table in rotation)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        D, G, K = cfg.embed_dim, cfg.kv_heads, cfg.head_dim
+        R = cfg.num_heads // G
+        self.wq_DGRK = weight(rngs, cfg.init_std, "DGRK", D, G, R, K)
+        self.wk_DGK = weight(rngs, cfg.init_std, "DGK", D, G, K)
+        self.wv_DGK = weight(rngs, cfg.init_std, "DGK", D, G, K)
+        self.wo_GRKD = weight(rngs, cfg.init_std, "GRKD", G, R, K, D)
+
+    def __call__(self, x_BTD: jax.Array, rotation: Rotation, attend: Callable, out: P):
+        q_BTGRK = rotate(einsum("BTD,DGRK->BTGRK", x_BTD, self.wq_DGRK[...]), rotation)
+        k_BTGK = rotate(einsum("BTD,DGK->BTGK", x_BTD, self.wk_DGK[...]), rotation)
+        v_BTGK = einsum("BTD,DGK->BTGK", x_BTD, self.wv_DGK[...])
+        mixed_BTGRK, cache = attend(q_BTGRK, k_BTGK, v_BTGK)
+        return einsum("BTGRK,GRKD->BTD", mixed_BTGRK, self.wo_GRKD[...], out), cache
+
+
+class SwiGLU(nnx.Module):
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        D, F = cfg.embed_dim, cfg.mlp_dim
+        self.w_gate_DF = weight(rngs, cfg.init_std, "DF", D, F)
+        self.w_up_DF = weight(rngs, cfg.init_std, "DF", D, F)
+        self.w_down_FD = weight(rngs, cfg.init_std, "FD", F, D)
+
+    def __call__(self, x_BTD: jax.Array, out: P) -> jax.Array:
+        gate_BTF = jax.nn.silu(einsum("BTD,DF->BTF", x_BTD, self.w_gate_DF[...]))
+        up_BTF = einsum("BTD,DF->BTF", x_BTD, self.w_up_DF[...])
+        return einsum("BTF,FD->BTD", gate_BTF * up_BTF, self.w_down_FD[...], out)
+
+
+class Block(nnx.Module):
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.attn_norm = RMSNorm(cfg.embed_dim, cfg.norm_eps)
+        self.attn = Attention(cfg, rngs)
+        self.mlp_norm = RMSNorm(cfg.embed_dim, cfg.norm_eps)
+        self.mlp = SwiGLU(cfg, rngs)
+
+    def __call__(self, x_BTD: jax.Array, rotation: Rotation, attend: Callable):
+        # The residual may be split in time; in a sub-layer time is whole, and heads or width split.
+        split, whole = jax.typeof(x_BTD).sharding.spec, activation_spec("BTD")
+        mixed_BTD, cache = self.attn(reshard(self.attn_norm(x_BTD), whole), rotation, attend, split)
+        x_BTD += mixed_BTD
+        x_BTD += self.mlp(reshard(self.mlp_norm(x_BTD), whole), split)
+        return x_BTD, cache
+
+
+class Llama(nnx.Module):
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.embed_VD = weight(rngs, cfg.init_std, "VD", cfg.vocab_size, cfg.embed_dim)
+        self.layers = jax.vmap(lambda rngs: Block(cfg, rngs))(rngs.split(cfg.num_layers))
+        self.final_norm = RMSNorm(cfg.embed_dim, cfg.norm_eps)
+        if not cfg.tie_embeddings:
+            self.lm_head_DV = weight(rngs, cfg.init_std, "DV", cfg.embed_dim, cfg.vocab_size)
+        self.cfg = cfg
+
+    @property
+    def head_DV(self) -> jax.Array:
+        return self.embed_VD[...].T if self.cfg.tie_embeddings else self.lm_head_DV[...]
+
+    def _hidden(self, tokens_BT, positions_BT, attend: Callable, caches: Any):
+        """What every pass shares. attend: (one layer's cache, q, k, v) -> (output, new cache)."""
+        embed_VD = reshard(self.embed_VD[...], P("tensor"))
+        # The residual stream is split as the tokens are: in time, too, if they are.
+        residual = P(*jax.typeof(tokens_BT).sharding.spec, None)
+        x_BTD = embed_VD.at[tokens_BT].get(out_sharding=residual)
+        positions_BT = reshard(positions_BT, activation_spec("BT"))
+        rotation = rotation_of(positions_BT, self.cfg.head_dim, self.cfg.rope_theta)
+
+        def block(x_BTD, layer_and_cache):
+            layer, cache = layer_and_cache
+            return layer(x_BTD, rotation, partial(attend, cache))
+
+        policy = getattr(jax.checkpoint_policies, self.cfg.remat)
+        block = jax.checkpoint(block, policy=policy, prevent_cse=False)
+        x_BTD, caches = jax.lax.scan(block, x_BTD, (self.layers, caches))
+        return reshard(self.final_norm(x_BTD), activation_spec("BTD")), caches
+
+    def hidden(self, tokens_BT, segments_BT, positions_BT) -> jax.Array:
+        """x_BTD, the output of the final norm, for packed rows of int32 documents.
+
+        segments_BT: the document a token is of; positions_BT: its place in that document.
+        """
+        segments_BT = reshard(segments_BT, activation_spec("BT"))
+
+        def attend(_, q_BTGRK, k_BTGK, v_BTGK):
+            return attend_within_documents(q_BTGRK, k_BTGK, v_BTGK, segments_BT), None
+
+        return self._hidden(tokens_BT, positions_BT, attend, None)[0]
+
+    def __call__(self, tokens_BT, segments_BT, positions_BT) -> jax.Array:
+        """logits_BTV in fp32 of packed rows, see hidden()."""
+        x_BTD = self.hidden(tokens_BT, segments_BT, positions_BT)
+        return einsum("BTD,DV->BTV", x_BTD, self.head_DV, dtype=jnp.float32)
+
+    def decode(self, tokens_BT, start: jax.Array, caches: KVCache):
+        """(logits_BTV in fp32, caches) for tokens at places start, start + 1, ... of each row.
+
+        caches: every layer's keys and values so far, [layers, B, C, G, K], see new_cache.
+        """
+        positions_BT = jnp.zeros_like(tokens_BT) + (start + jnp.arange(tokens_BT.shape[1]))[None]
+        attend = partial(attend_to_cache, start)
+        x_BTD, caches = self._hidden(tokens_BT, positions_BT, attend, caches)
+        return einsum("BTD,DV->BTV", x_BTD, self.head_DV, dtype=jnp.float32), caches

@@ -1,0 +1,56 @@
+"""The progress of long work: a bar where someone watches, a line now and then in a log file."""
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """Shows how much of `total` is done, some figures, and the time left; on stderr."""
+
+    def __init__(self, total: int, done: int):
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+        self.bar = Bar(
+            *columns,
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=total, completed=done, figures="")
+        self.total, self.first = total, done
+        self.start = self.last_line = time.monotonic()
+        self.bar.start()
+
+    def update(self, done: int, figures: str) -> None:
+        self.bar.update(self.task, completed=done, figures=figures)
+        now = time.monotonic()
+        due = now - self.last_line >= SECONDS_BETWEEN_LINES or done == self.total
+        if not self.console.is_terminal and due:
+            left = (now - self.start) / (done - self.first) * (self.total - done)
+            self.console.print(
+                f"{done}/{self.total}  {figures}  {duration(left)} left", markup=False
+            )
+            self.last_line = now
+
+    def note(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        self.console.print(text, markup=False)
+
+    def close(self) -> None:
+        self.bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """As 3d 04h, 2h 05m or 4m 09s."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d {h:02}h"
+    return f"{h}h {m:02}m" if h else f"{m}m {s:02}s"

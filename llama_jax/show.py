@@ -1,0 +1,69 @@
+"""What an experiment amounts to, as a table."""
+
+from rich.console import Console
+from rich.table import Table
+
+from llama_jax.config import Experiment
+from llama_jax.flops import model_flops_per_token, num_params
+from llama_jax.optimizer import schedule
+
+
+def show_experiment(experiment: Experiment, name: str) -> None:
+    """Prints parameters, tokens, steps, FLOPs, batch, mesh and schedule."""
+    model, data, run = experiment.model, experiment.data, experiment.run
+    params = num_params(model)
+    tokens_per_step = data.batch_size * data.seq_len
+    tokens = tokens_per_step * run.num_steps
+    flops = model_flops_per_token(model, data.seq_len) * tokens
+    mesh = experiment.mesh
+    devices = mesh.replica * mesh.fsdp * mesh.tensor
+
+    table = Table(title=name, show_header=False, title_justify="left", title_style="bold")
+    rows = {
+        "parameters": f"{params:,}",
+        "shape": (
+            f"{model.num_layers} layers, width {model.embed_dim}, MLP {model.mlp_dim}, "
+            f"{model.num_heads} heads of {model.head_dim}, {model.kv_heads} KV heads, "
+            f"vocabulary {model.vocab_size:,}, {'tied' if model.tie_embeddings else 'untied'} head"
+        ),
+        "numerics": f"float32 parameters, {model.compute_dtype} compute, remat {model.remat}",
+        "batch": (
+            f"{data.batch_size:,} rows x {data.seq_len:,} = {tokens_per_step:,} tokens"
+            f" in {run.micro_batches} micro-batch{'es' if run.micro_batches > 1 else ''}"
+        ),
+        "steps": f"{run.num_steps:,}",
+        "tokens": f"{tokens:,}",
+        "tokens per parameter": f"{tokens / params:.1f}",
+        "FLOPs": f"{flops:.3e} (6ND: {6 * params * tokens:.3e})",
+        "mesh": (
+            f"replica {mesh.replica} x fsdp {mesh.fsdp} x tensor {mesh.tensor} = {devices} devices"
+            f"{', sequence-parallel' if mesh.sequence_parallel else ''}"
+        ),
+        "mixture": ", ".join(f"{source} {rate:.1%}" for source, rate in data.mixture),
+        "optimizer": (
+            f"AdamW ({experiment.optimizer.b1}, {experiment.optimizer.b2}), "
+            f"weight decay {experiment.optimizer.weight_decay} except on names with "
+            f"{', '.join(experiment.optimizer.no_decay)}, clip {experiment.optimizer.clip_norm}"
+        ),
+        "kept": (
+            f"the last {run.keep_last} checkpoints, one every {run.checkpoint_every:,} steps"
+            + (f", and every {run.keep_every:,}th" if run.keep_every else "")
+        ),
+    }
+    for label, value in rows.items():
+        table.add_row(label, value)
+    console = Console()
+    console.print(table)
+
+    curve = Table(title="learning rate", title_justify="left")
+    learning_rate = schedule(experiment.optimizer, run.num_steps)
+    warmup, last = experiment.optimizer.warmup_steps, run.num_steps
+    steps = sorted({0, warmup, *(warmup + (last - warmup) * k // 4 for k in range(1, 5))})
+    curve.add_column("step", justify="right")
+    curve.add_column("tokens", justify="right")
+    curve.add_column("rate", justify="right")
+    for step in steps:
+        curve.add_row(
+            f"{step:,}", f"{step * tokens_per_step:,}", f"{float(learning_rate(step)):.3e}"
+        )
+    console.print(curve)

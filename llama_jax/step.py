@@ -1,0 +1,74 @@
+"""The train state, the loss, and one optimizer step: pure functions. Shape letters: sharding.py."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from llama_jax.config import Experiment
+from llama_jax.loss import cross_entropy
+from llama_jax.model import Llama
+from llama_jax.optimizer import make_optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+    step: jax.Array  # int32 scalar: the number of updates made
+    model: Llama  # fp32 parameters
+    opt_state: optax.OptState  # fp32, sharded as the parameters
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """The state before step 0. Trace it under jax.set_mesh; shardings come from the model's."""
+    model = Llama(experiment.model, nnx.Rngs(params=experiment.run.seed))
+    tx = make_optimizer(experiment.optimizer, experiment.run.num_steps)
+    return TrainState(step=jnp.zeros((), jnp.int32), model=model, opt_state=tx.init(model))
+
+
+def loss_sum(model: Llama, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Sum over targets of the cross-entropy in nats, and their number: micro-batches then add up.
+
+    batch: int32 [B, T] tokens, segments, positions, targets; a target of -1 does not count.
+    """
+    dtype = jnp.dtype(model.cfg.compute_dtype)
+    model = jax.tree.map(lambda w: w.astype(dtype), model)  # cast once: all-gathers then move bf16
+    x_BTD = model.hidden(batch["tokens"], batch["segments"], batch["positions"])
+    return cross_entropy(x_BTD, model.head_DV, batch["targets"])
+
+
+def make_train_step(experiment: Experiment):
+    """The compiled train step, (state, batch) -> (state, metrics); state is donated.
+
+    batch: int32 [A, B, T] arrays as loss_sum takes them; gradients of the A slices are added up and
+    divided by the batch's number of targets. metrics: fp32 scalars loss, grad_norm, and targets.
+    """
+    tx = make_optimizer(experiment.optimizer, experiment.run.num_steps)
+    value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+        def accumulate(total, micro_batch):
+            return jax.tree.map(jnp.add, total, value_and_grad(state.model, micro_batch)), None
+
+        first = jax.tree.map(lambda x_ABT: x_ABT[0], batch)
+        rest = jax.tree.map(lambda x_ABT: x_ABT[1:], batch)
+        total = value_and_grad(state.model, first)
+        if batch["tokens"].shape[0] > 1:
+            total, _ = jax.lax.scan(accumulate, total, rest)
+        (loss, targets), grads = total
+        grads = jax.tree.map(lambda g: g / targets, grads)
+        updates, opt_state = tx.update(grads, state.opt_state, state.model)
+        model = optax.apply_updates(state.model, updates)
+        metrics = {
+            "loss": loss / targets,
+            "grad_norm": optax.global_norm(grads),
+            "targets": targets,
+        }
+        return TrainState(step=state.step + 1, model=model, opt_state=opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step():
+    """The compiled (model, batch [B, T]) -> (sum of losses in nats, number of targets)."""
+    return jax.jit(loss_sum)
