@@ -46,7 +46,7 @@ def open_manager(workdir: epath.Path, experiment: Experiment) -> ocp.CheckpointM
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(directory(workdir), options=options)
+    return ocp.CheckpointManager(directory(workdir).resolve(), options=options)
 
 
 def save(
@@ -165,7 +165,7 @@ def _restore(workdir: epath.Path, step: int, **targets: Any) -> dict[str, Any]:
 
 
 def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
-    with ocp.CheckpointManager(directory(workdir)) as manager:
+    with ocp.CheckpointManager(directory(workdir).resolve()) as manager:
         return manager.restore(step, args=ocp.args.Composite(**items))
 
 

@@ -5,11 +5,8 @@ from etils import epath
 from llama_jax.metrics import read_metrics
 
 
-def plot_losses(workdir: epath.Path, references: dict[str, float]) -> epath.Path:
-    """Draws training and held-out loss against tokens from metrics.jsonl; returns WORKDIR/loss.png.
-
-    references: horizontal lines, label -> loss in nats a token.
-    """
+def plot_losses(workdir: epath.Path) -> epath.Path:
+    """Draws the losses in metrics.jsonl against tokens; returns WORKDIR/loss.png."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,16 +28,6 @@ def plot_losses(workdir: epath.Path, references: dict[str, float]) -> epath.Path
         for i, name in enumerate(k for k in held_out[0][1] if k.startswith("validation_loss/")):
             losses = [row[name] for _, row in held_out]
             axes.plot(tokens, losses, f"C{i + 1}", linewidth=0.9, label=name.split("/")[1])
-    for label, loss in references.items():
-        axes.axhline(loss, color="k", linestyle=":", linewidth=0.8)
-        axes.annotate(
-            label,
-            (1, loss),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=8,
-        )
     axes.set(xlabel="tokens trained on", ylabel="loss (nats per token)")
     axes.legend(fontsize=8, ncols=2)
     axes.grid(alpha=0.3)

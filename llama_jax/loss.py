@@ -11,18 +11,27 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
+from jax.sharding import reshard
 
-from llama_jax.sharding import ACTIVATION_RULES, activation_spec
+from llama_jax.sharding import ACTIVATION_RULES, activation_spec, param_spec
 
 CHUNK = 512  # tokens per device whose logits exist at a time
 
 
-@jax.custom_vjp
 def cross_entropy(x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array):
     """(sum of -log softmax(x @ head)[target] in nats, number of targets), fp32 and int32 scalars.
 
     Targets of -1 do not count. Logits, softmax and sums are fp32 whatever the dtype of x and head.
     """
+    return _cross_entropy(
+        reshard(x_BTD, activation_spec("BTD")),
+        reshard(head_DV, param_spec("DV")),
+        reshard(targets_BT, activation_spec("BT")),
+    )
+
+
+@jax.custom_vjp
+def _cross_entropy(x_BTD, head_DV, targets_BT):
     loss, count, _, _ = _on_mesh(False, x_BTD, head_DV, targets_BT)
     return loss, count
 
@@ -38,7 +47,7 @@ def _backward(grads, cotangents):
     return (dx_BTD * scale).astype(dx_BTD.dtype), (dhead_DV * scale).astype(dhead_DV.dtype), None
 
 
-cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)
 
 
 def _on_mesh(with_grads: bool, x_BTD, head_DV, targets_BT):
@@ -48,14 +57,10 @@ def _on_mesh(with_grads: bool, x_BTD, head_DV, targets_BT):
     on_device = jax.shard_map(
         partial(_on_device, with_grads),
         in_specs=(x_spec, head_spec, targets_spec),
-        out_specs=(P(), P(), x_spec, P("fsdp", "tensor")),
+        out_specs=(P(), P(), x_spec, param_spec("DV")),
         check_vma=False,
     )
-    return on_device(
-        jax.sharding.reshard(x_BTD, x_spec),
-        jax.sharding.reshard(head_DV, head_spec),
-        jax.sharding.reshard(targets_BT, targets_spec),
-    )
+    return on_device(x_BTD, reshard(head_DV, head_spec), targets_BT)
 
 
 def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):

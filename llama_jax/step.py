@@ -61,7 +61,7 @@ def make_train_step(experiment: Experiment):
         model = optax.apply_updates(state.model, updates)
         metrics = {
             "loss": loss / targets,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "targets": targets,
         }
         return TrainState(step=state.step + 1, model=model, opt_state=opt_state), metrics

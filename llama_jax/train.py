@@ -194,7 +194,7 @@ class Report:
         self.progress.close()
         self.note(
             f"trained to step {self.num_steps} in {duration(time.monotonic() - self.began)}\n"
-            f"  figure       {plot_losses(self.workdir, {})}\n"
+            f"  figure       {plot_losses(self.workdir)}\n"
             f"  metrics      {metrics_path(self.workdir)}\n"
             f"  TensorBoard  tensorboard --logdir {self.workdir / 'tensorboard'}\n"
             f"  checkpoints  {checkpoint.directory(self.workdir)}\n"

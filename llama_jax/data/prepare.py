@@ -1,0 +1,159 @@
+"""Corpus -> token store: each seqio Task tokenized once, by one process per shard file."""
+
+import concurrent.futures
+import dataclasses
+import datetime
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+
+from llama_jax.config import DataConfig, UserError
+from llama_jax.data import documents, store, tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One shard file of the corpus that is to become one array of the store."""
+
+    data: DataConfig
+    source: str
+    split: str
+    number: int
+    file: epath.Path
+    tokenizer_sha256: str
+
+    @property
+    def path(self) -> str:
+        return store.shard_path(self.source, self.split, self.number)
+
+
+def prepare(data: DataConfig, num_workers: int) -> None:
+    """Tokenizes every source of the mixture into data.store, a shard file at a time per worker.
+
+    What is already there is verified and kept; what is damaged is made again. The same corpus and
+    tokenizer give the same bytes with any number of workers, in one go or in several. The tokens
+    of one shard file must fit in memory. Raises UserError for a file that cannot be read, and for
+    a store that was made from another corpus or tokenizer.
+    """
+    processor = tokenizer.load(data.tokenizer)
+    tokenizer_sha256 = _sha256(tokenizer.find(data.tokenizer))
+    jobs = {
+        (source, split): [
+            _Job(data, source, split, number, file, tokenizer_sha256)
+            for number, file in enumerate(documents.files(data, source, split))
+        ]
+        for source, _ in data.mixture
+        for split in store.SPLITS
+    }
+    for (source, split), group in jobs.items():
+        known = store.read_json(data.store, store.index_path(source, split))
+        if known and [shard["file"] for shard in known["shards"]] != [j.file.name for j in group]:
+            raise _other_origin(group[0], store.index_path(source, split))
+    shards = _run([job for group in jobs.values() for job in group], num_workers)
+    for (source, split), group in jobs.items():
+        index = store.Split(
+            vocab_size=processor.vocab_size(),
+            bos_id=processor.bos_id(),
+            eos_id=processor.eos_id(),
+            shards=tuple(shards[job.path] for job in group),
+        )
+        store.write_json(data.store, store.index_path(source, split), dataclasses.asdict(index))
+
+
+def _run(jobs: list[_Job], num_workers: int) -> dict[str, store.Shard]:
+    """The finished shards by path, with a line about each as it is done."""
+    start, sizes = time.monotonic(), {job.path: job.file.stat().length for job in jobs}
+    shards: dict[str, store.Shard] = {}
+    for job, shard, speed in _results(jobs, num_workers):
+        shards[job.path] = shard
+        done_bytes = sum(sizes[path] for path in shards)
+        rate = (time.monotonic() - start) / max(done_bytes, 1)
+        left = datetime.timedelta(seconds=round(rate * (sum(sizes.values()) - done_bytes)))
+        total = sum(shard.num_tokens for shard in shards.values())
+        print(
+            f"{job.path}: {shard.num_documents:,} documents, {shard.num_tokens:,} tokens, {speed}; "
+            f"{len(shards)}/{len(jobs)} shards, {total:,} tokens, {left} left",
+            flush=True,
+        )
+    return shards
+
+
+def _results(jobs: list[_Job], num_workers: int) -> Iterator[tuple[_Job, store.Shard, str]]:
+    if num_workers == 1:
+        yield from map(_prepare_shard, jobs)
+        return
+    spawn = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
+    pool = concurrent.futures.ProcessPoolExecutor(num_workers, spawn)
+    try:
+        futures = [pool.submit(_prepare_shard, job) for job in jobs]
+        for future in concurrent.futures.as_completed(futures):
+            yield future.result()
+    except concurrent.futures.BrokenExecutor as e:
+        raise UserError(
+            f"prepare: one of the {num_workers} workers was killed, perhaps for lack of memory; "
+            "finished shards are kept: run it again with fewer workers"
+        ) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _prepare_shard(job: _Job) -> tuple[_Job, store.Shard, str]:
+    """Makes one shard unless it is there and whole; and how fast, for the progress line."""
+    start = time.monotonic()
+    origin = (job.file.name, _sha256(job.file), job.tokenizer_sha256)
+    record = f"{job.path}.json"
+    found = store.read_json(job.data.store, record)
+    if found:
+        shard = store.Shard(**found)
+        if (shard.file, shard.file_sha256, shard.tokenizer_sha256) != origin:
+            raise _other_origin(job, record)
+        if _is_whole(job, shard):
+            return job, shard, "verified"
+    tokens, num_documents = _tokenize(job)
+    store.write_array(job.data.store, job.path, tokens)
+    shard = store.Shard(*origin, num_documents, len(tokens), hashlib.sha256(tokens).hexdigest())
+    store.write_json(job.data.store, record, dataclasses.asdict(shard))
+    return job, shard, f"{len(tokens) / (time.monotonic() - start):,.0f} tokens/s"
+
+
+def _tokenize(job: _Job) -> tuple[np.ndarray, int]:
+    """The token ids of a shard file, its documents in a random, fixed order; and their number."""
+    from llama_jax.data import tasks  # not needed, and slow to import, if all is there already
+
+    dtype = np.uint16 if tokenizer.load(job.data.tokenizer).vocab_size() <= 2**16 else np.uint32
+    found = [
+        document.astype(dtype)
+        for document in tasks.tokenize(job.data, job.source, job.split, job.number)
+    ]
+    # Ordered by hash: unlike a generator's, this order is the same with every version of numpy.
+    keys = [hashlib.sha256(f"{job.path}/{i}".encode()).digest() for i in range(len(found))]
+    order = sorted(range(len(found)), key=keys.__getitem__)
+    return np.concatenate([np.zeros(0, dtype), *(found[i] for i in order)]), len(found)
+
+
+def _is_whole(job: _Job, shard: store.Shard) -> bool:
+    try:
+        tokens = store.open_array(job.data.store, job.path).result().read().result()
+    except ValueError:
+        return False
+    return hashlib.sha256(tokens).hexdigest() == shard.sha256
+
+
+def _other_origin(job: _Job, path: str) -> UserError:
+    return UserError(
+        f"data.store: {job.data.store}/{path} was not made from {job.file.parent} as it is now "
+        f"with data.tokenizer={job.data.tokenizer!r}; set data.store to another directory, or "
+        "delete this one"
+    )
+
+
+def _sha256(path: epath.Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            hasher.update(block)
+    return hasher.hexdigest()
