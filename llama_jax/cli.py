@@ -57,7 +57,11 @@ def parser() -> argparse.ArgumentParser:
         "--accept-changes", action="store_true", help="go on in a workdir begun with other values"
     )
     v.add_argument(
-        "--multihost", action="store_true", help="join the other processes of a pod first"
+        "--multihost",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS:PORT,PROCESSES,INDEX",
+        help="first join the other processes of the job; a TPU pod needs no value",
     )
 
     verb("show", show, "print what an experiment amounts to", experiment=True)
@@ -102,9 +106,7 @@ def train(args: argparse.Namespace) -> int:
     from llama_jax.data import store
 
     if args.multihost:
-        import jax
-
-        jax.distributed.initialize()
+        _join(args.multihost)
     elif not store.exists(experiment.data):
         print(f"preparing the token store {experiment.data.store}, once", file=sys.stderr)
         sets = [word for text in args.overrides for word in ("--set", text)]
@@ -124,6 +126,21 @@ def train(args: argparse.Namespace) -> int:
         print(f"llama-jax train: {e}", file=sys.stderr)
         return 1
     return 0
+
+
+def _join(job: str) -> None:
+    import jax
+
+    if job == "auto":
+        jax.distributed.initialize()
+        return
+    try:
+        address, processes, index = job.split(",")
+        jax.distributed.initialize(address, int(processes), int(index))
+    except ValueError as e:
+        raise UserError(
+            f"--multihost: got {job!r}, expected ADDRESS:PORT,PROCESSES,INDEX ({e})"
+        ) from e
 
 
 def show(args: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):
     batch_axes = ACTIVATION_RULES["B"]
     loss = jax.lax.psum(loss, batch_axes)
     count = jax.lax.psum(jnp.sum(targets_BT >= 0), batch_axes)
-    if not with_grads:
+    if dx_CND is None:
         return loss, count, None, None
     dhead_DV = jax.lax.psum_scatter(dhead_DV, "fsdp", scatter_dimension=0, tiled=True)
     dhead_DV = jax.lax.psum(dhead_DV, "replica").astype(head_DV.dtype)

@@ -22,7 +22,7 @@ PARAM_RULES = {"D": "fsdp", "G": "tensor", "F": "tensor", "V": "tensor"}
 ACTIVATION_RULES = {"B": ("replica", "fsdp"), "G": "tensor", "F": "tensor", "V": "tensor"}
 
 
-def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:
     """A mesh over all of `devices`. Raises UserError unless the axes multiply to their number."""
     shape = (cfg.replica, cfg.fsdp, cfg.tensor)
     if math.prod(shape) != len(devices):

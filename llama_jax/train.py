@@ -33,8 +33,8 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
     """
     data, run = experiment.data, experiment.run
     digest = store.digest(data)
-    claim_workdir(experiment, workdir, accept_changes)
     check_vocabulary(experiment)
+    check_workdir(experiment, workdir, accept_changes)
     mesh = make_mesh(experiment.mesh, jax.devices())
     sharding = batch_sharding(mesh, experiment.mesh, "ABT")
 
@@ -44,6 +44,9 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
         if state is None:
             state = jax.jit(lambda: init_state(experiment))()
         start = int(jax.device_get(state.step))
+        if start >= run.num_steps:
+            print(f"{workdir} is trained to step {start} of {run.num_steps}: nothing left to do")
+            return
 
         # 2. The data from there on: batch n is a function of n.
         batches = train_batches(data, run.micro_batches, sharding, start)
@@ -53,6 +56,8 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
         traced = make_train_step(experiment).trace(state, batch)
         train_step = traced.lower().compile()
         eval_step = make_eval_step()
+
+        write_config(experiment, workdir)  # from here on the workdir is this experiment's
 
         report = Report(experiment, workdir, start, executed_flops(traced.jaxpr.jaxpr))
         dispatched = None  # the step before, whose figures are fetched while the device computes
@@ -76,24 +81,29 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
         report.close()
 
 
-def claim_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> None:
-    """Writes config.json, or compares with the one that is there. Raises UserError."""
-    path = workdir / "config.json"
+def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> None:
+    """Raises UserError if it cannot be written to, or was begun with another experiment."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            changes = differences(from_json(path.read_text()), experiment)
-            if changes and not accept_changes:
-                raise UserError(
-                    f"workdir: {workdir} was begun with another experiment: {'; '.join(changes)}; "
-                    "use another --workdir, or --accept-changes to go on with the new values"
-                )
-        if jax.process_index() == 0:
-            unfinished = workdir / "config.json.tmp"
-            unfinished.write_text(to_json(experiment))
-            unfinished.replace(path)
+        probe = workdir / f"writable_{jax.process_index()}.tmp"
+        probe.write_text("")
+        probe.unlink()
     except OSError as e:
         raise UserError(f"workdir: cannot write to {str(workdir)!r}: {e.strerror or e}") from e
+    path = workdir / "config.json"
+    changes = differences(from_json(path.read_text()), experiment) if path.exists() else []
+    if changes and not accept_changes:
+        raise UserError(
+            f"workdir: {workdir} was begun with another experiment: {'; '.join(changes)}; "
+            "use another --workdir, or --accept-changes to go on with the new values"
+        )
+
+
+def write_config(experiment: Experiment, workdir: epath.Path) -> None:
+    if jax.process_index() == 0:
+        unfinished = workdir / "config.json.tmp"
+        unfinished.write_text(to_json(experiment))
+        unfinished.replace(workdir / "config.json")
 
 
 def check_vocabulary(experiment: Experiment) -> None:

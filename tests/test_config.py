@@ -1,0 +1,136 @@
+"""Experiments, --set, and what is refused."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from llama_jax import config
+from llama_jax.config import UserError
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
+QUICKSTART = str(EXPERIMENTS[-1].with_name("quickstart.py"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_experiment_is_valid_and_documented(path):
+    experiment = config.load(str(path))
+    assert config.from_json(config.to_json(experiment)) == experiment
+    assert "llama-jax train " + f"experiments/{path.name}" in path.read_text()
+
+
+def test_the_papers_hyperparameters():
+    """Table 2 and section 2.3 of the paper."""
+    for size, rate, tokens, shape in [
+        ("7b", 3e-4, 1.0e12, config.LLAMA_7B),
+        ("13b", 3e-4, 1.0e12, config.LLAMA_13B),
+        ("33b", 1.5e-4, 1.4e12, config.LLAMA_33B),
+        ("65b", 1.5e-4, 1.4e12, config.LLAMA_65B),
+    ]:
+        e = config.load(QUICKSTART.replace("quickstart", f"llama_{size}"))
+        optimizer = e.optimizer
+        assert e.model == dataclasses.replace(shape, remat=e.model.remat)
+        assert (optimizer.peak_lr, optimizer.warmup_steps) == (rate, 2000)
+        assert (optimizer.b1, optimizer.b2, optimizer.weight_decay) == (0.9, 0.95, 0.1)
+        assert (optimizer.clip_norm, optimizer.final_lr_ratio) == (1.0, 0.1)
+        assert e.data.seq_len * e.data.batch_size == 2**22
+        assert 0 <= e.run.num_steps * 2**22 - tokens < 2**22
+        assert dict(e.data.mixture)["commoncrawl"] == 0.67
+
+
+def test_set_is_typed():
+    experiment = config.load(
+        QUICKSTART,
+        [
+            "model.num_layers=8",
+            "optimizer.peak_lr=1",
+            "run.keep_every=100",
+            "model.num_kv_heads=none",
+            "mesh.sequence_parallel=true",
+            "data.store=123",
+            "data.mixture=(('c4', 0.5), ('books', 0.5))",
+        ],
+    )
+    assert experiment.model.num_layers == 8
+    assert type(experiment.optimizer.peak_lr) is float
+    assert experiment.run.keep_every == 100
+    assert experiment.model.num_kv_heads is None
+    assert experiment.mesh.sequence_parallel is True
+    assert experiment.data.store == "123"
+    assert experiment.data.mixture == (("c4", 0.5), ("books", 0.5))
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("model.layers=8", "model.layers: no such field; model has num_layers, embed_dim"),
+        ("modle.num_layers=8", "no section 'modle'; there are model, data, optimizer, mesh, run"),
+        ("num_layers=8", "--set num_layers=8: expected SECTION.FIELD=VALUE"),
+        ("model.num_layers", "--set model.num_layers: expected SECTION.FIELD=VALUE"),
+        ("model.num_layers=1.5", "model.num_layers: got '1.5', expected int"),
+        ("model.num_layers=many", "model.num_layers: got 'many', expected int"),
+        ("model.num_layers=True", "model.num_layers: got 'True', expected int"),
+        ("model.num_layers=0", "model.num_layers: got 0, expected more than 0"),
+        ("mesh.sequence_parallel=1", "mesh.sequence_parallel: got '1', expected bool"),
+        ("optimizer.peak_lr=nan", "optimizer.peak_lr: got 'nan', expected float"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay: got -1.0, expected 0 or more"),
+        ("data.mixture=('c4', 1.0)", "data.mixture: got \"('c4', 1.0)\", expected tuple"),
+        ("data.mixture=(('c4', 0.4),)", "data.mixture: got rates that sum to 0.4, expected 1"),
+        ("model.num_heads=3", "model.num_heads: got 3, expected a divisor of model.embed_dim="),
+        ("model.num_kv_heads=3", "model.num_kv_heads: got 3, expected a divisor of model.num_head"),
+        ("model.embed_dim=4", "expected an even head_dim"),
+        ("model.remat=none_of_it", "model.remat: got 'none_of_it', expected one of nothing_save"),
+        ("model.compute_dtype=float8", "expected one of bfloat16, float32"),
+        ("run.micro_batches=3", "data.batch_size: got 8, expected a multiple of mesh.replica"),
+        ("mesh.fsdp=16", "data.batch_size: got 8, expected a multiple of mesh.replica"),
+        ("mesh.tensor=3", "model.num_kv_heads: got 4, expected a multiple of mesh.tensor=3"),
+        ("optimizer.warmup_steps=100000", "expected less than run.num_steps="),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(override, message):
+    with pytest.raises(UserError, match=re.escape(message)) as e:
+        config.load(QUICKSTART, [override])
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("x = 1", "AttributeError: module 'experiment' has no attribute 'get_experiment'"),
+        ("def get_experiment(:", "SyntaxError"),
+        ("def get_experiment(): return 7", "returned int; it must return a llama_jax.config.Exp"),
+    ],
+)
+def test_a_file_that_is_no_experiment(tmp_path, text, message):
+    (tmp_path / "e.py").write_text(text)
+    with pytest.raises(UserError, match=re.escape(message)):
+        config.load(str(tmp_path / "e.py"))
+    with pytest.raises(UserError, match="no file"):
+        config.load(str(tmp_path / "missing.py"))
+
+
+def test_differences_name_the_fields():
+    old = config.load(QUICKSTART)
+    new = config.override(config.override(old, "optimizer.peak_lr=1e-5"), "run.seed=3")
+    assert config.differences(old, old) == []
+    rate = old.optimizer.peak_lr
+    assert config.differences(old, new) == [
+        f"optimizer.peak_lr: {rate} -> 1e-05",
+        "run.seed: 0 -> 3",
+    ]
+
+
+def test_mlp_width_is_the_papers_rule_unless_overridden():
+    widths = [c.mlp_dim for c in (config.LLAMA_7B, config.LLAMA_13B, config.LLAMA_33B)]
+    assert widths == [11_008, 13_824, 17_920] and config.LLAMA_65B.mlp_dim == 22_016
+    open_llama_3b = config.ModelConfig(
+        num_layers=26, embed_dim=3200, num_heads=32, mlp_dim_override=8640
+    )
+    assert open_llama_3b.mlp_dim == 8640 and open_llama_3b.head_dim == 100
+
+
+def test_remat_policies_are_jaxs():
+    import jax
+
+    assert all(callable(getattr(jax.checkpoint_policies, name)) for name in config.REMAT_POLICIES)

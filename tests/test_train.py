@@ -1,0 +1,411 @@
+"""Whole runs: real processes, killed and resumed, on one device, on eight, and a pod of two."""
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from llama_jax import checkpoint, cli, config
+from llama_jax.config import Experiment, MeshConfig, UserError
+from llama_jax.data import store
+from llama_jax.metrics import read_metrics
+from llama_jax.sharding import make_mesh
+from llama_jax.train import NonFiniteLoss, train
+
+NUM_STEPS = 12
+EXPERIMENT = """
+from llama_jax.config import *
+
+def get_experiment():
+    return Experiment(
+        model=ModelConfig(num_layers=2, embed_dim=32, num_heads=4, vocab_size=512,
+                          compute_dtype="float32"),
+        data={data!r},
+        optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=2),
+        mesh=MeshConfig(),
+        run=RunConfig(num_steps={num_steps}, eval_every=6, eval_rows=8, checkpoint_every=3,
+                      keep_last=2, keep_every=6),
+    )
+"""
+# One device, no TensorFlow: what a training process may load.
+MAIN = """
+import sys
+from llama_jax.cli import main
+try:
+    main()
+finally:
+    print("loaded TensorFlow:", "tensorflow" in sys.modules)
+"""
+
+
+def command(*args) -> list[str]:
+    return [sys.executable, "-c", MAIN, *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def llama_jax(*args) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*args), env=environment(), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def experiment_file(tiny_data, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("experiment") / "tiny.py"
+    path.write_text(EXPERIMENT.format(data=tiny_data, num_steps=NUM_STEPS))
+    return path
+
+
+@pytest.fixture
+def experiment(experiment_file) -> Experiment:
+    """The same on the eight devices of this process."""
+    return config.load(str(experiment_file), ["mesh.fsdp=8"])
+
+
+@pytest.fixture(scope="session")
+def straight(experiment_file, tmp_path_factory) -> tuple[Path, str]:
+    """(workdir, what it printed) of a run without interruption in a process of its own."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout + done.stderr
+
+
+def fingerprints(workdir: Path, step: int = NUM_STEPS) -> dict[str, int]:
+    return checkpoint.read_meta(epath.Path(workdir), step).fingerprints
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in read_metrics(epath.Path(workdir)) if "loss" in r}
+
+
+# A run, and what it leaves behind
+
+
+def test_a_run_writes_what_it_says(straight):
+    workdir, printed = straight
+    assert list(losses(workdir)) == list(range(1, NUM_STEPS + 1))
+    assert losses(workdir)[NUM_STEPS] < losses(workdir)[1] - 0.1
+    held_out = [r for r in read_metrics(epath.Path(workdir)) if "validation_loss" in r]
+    assert [r["step"] for r in held_out] == [6, 12]
+    assert {k for k in held_out[0] if "/" in k} == {
+        f"validation_loss/{source}" for source in ("github", "books", "stackexchange")
+    }
+    assert checkpoint.steps(epath.Path(workdir)) == [6, 9, 12]  # the last two, and every sixth
+    assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("loss.png", "metrics.jsonl", "tensorboard", "checkpoints", "config.json"):
+        assert str(workdir / name) in printed and (workdir / name).exists()
+    assert re.search(r"12/12  loss \d\.\d+  [\d,]+ tok/s  MFU [\d.]+%  HFU [\d.]+%", printed)
+    assert "loaded TensorFlow: False" in printed
+
+
+def test_tensorboard_reads_the_events(straight):
+    from tensorflow.compat.v1.train import summary_iterator
+
+    (path,) = (straight[0] / "tensorboard").glob("events*")
+    events = {
+        (event.step, value.tag): value.simple_value
+        for event in summary_iterator(str(path))
+        for value in event.summary.value
+    }
+    np.testing.assert_allclose(
+        [events[step, "loss"] for step in range(1, NUM_STEPS + 1)],
+        list(losses(straight[0]).values()),
+        rtol=1e-6,
+    )
+
+
+def test_a_finished_run_has_nothing_left_to_do(straight, experiment_file, tmp_path):
+    workdir = shutil.copytree(straight[0], tmp_path / "run")
+    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    assert fingerprints(workdir) == fingerprints(straight[0])
+    assert losses(workdir) == losses(straight[0])
+
+
+# Killed and resumed
+
+
+def kill_when(condition, *args) -> None:
+    """Starts llama-jax and kills it, as a power cut would, once the condition holds."""
+    with open(os.devnull, "w") as nowhere:
+        process = subprocess.Popen(
+            command(*args), env=environment(), stderr=nowhere, stdout=nowhere
+        )
+    try:
+        while not condition():
+            assert process.poll() is None, "it ended before the condition held"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_killed_between_saves_and_resumed_is_bit_identical(straight, experiment_file, tmp_path):
+    workdir = tmp_path / "run"
+
+    def five_steps_done():
+        time.sleep(0.01)
+        path = workdir / "metrics.jsonl"
+        return path.exists() and '"step": 5' in path.read_text()
+
+    kill_when(five_steps_done, "train", experiment_file, "--workdir", workdir)
+    assert NUM_STEPS not in checkpoint.steps(epath.Path(workdir))
+    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    assert fingerprints(workdir) == fingerprints(straight[0])
+    assert losses(workdir) == losses(straight[0])  # each step once, and the same
+    held_out = [r["step"] for r in read_metrics(epath.Path(workdir)) if "validation_loss" in r]
+    assert held_out == [6, 12]
+
+
+def test_killed_during_a_save_and_resumed_is_bit_identical(straight, experiment_file, tmp_path):
+    workdir = tmp_path / "run"
+    saves = workdir / "checkpoints"
+
+    def saving_step_6():
+        return saves.exists() and any(
+            name.startswith("6" + checkpoint.UNFINISHED) for name in os.listdir(saves)
+        )
+
+    kill_when(saving_step_6, "train", experiment_file, "--workdir", workdir)
+    assert checkpoint.steps(epath.Path(workdir)) == [3]
+    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"WARNING: checkpoint \S+/6\.\S+ was not finished; ignored", done.stderr)
+    assert fingerprints(workdir) == fingerprints(straight[0])
+
+
+# Checkpoints that are damaged, or come back elsewhere
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def largest_file(directory: Path) -> Path:
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: truncate(largest_file(d / "model")),
+        lambda d: flip_a_byte(largest_file(d / "optimizer")),
+        lambda d: shutil.rmtree(d / "optimizer"),
+        lambda d: truncate(d / "meta" / "metadata"),
+        lambda d: (d / "meta" / "metadata").write_text(
+            (d / "meta" / "metadata").read_text().replace('embed_VD": ', 'embed_VD": 1')
+        ),
+    ],
+    ids=["truncated", "flipped", "item missing", "meta truncated", "array is not the saved one"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    straight, experiment, tmp_path, caplog, damage
+):
+    workdir = epath.Path(shutil.copytree(straight[0], tmp_path / "run"))
+    damage(Path(workdir / "checkpoints/12"))
+    digest = store.digest(experiment.data)
+    with jax.set_mesh(make_mesh(experiment.mesh, jax.devices())), caplog.at_level(logging.WARNING):
+        state = checkpoint.restore_newest(workdir, experiment, digest)
+    assert state is not None and int(state.step) == 9
+    assert "checkpoints/12 is damaged; skipped" in caplog.text
+    assert checkpoint.steps(workdir) == [6, 9]
+    assert (workdir / "damaged/12").exists()  # nothing is thrown away
+
+
+def test_when_all_are_damaged_nothing_starts_over(straight, experiment, tmp_path):
+    workdir = epath.Path(shutil.copytree(straight[0], tmp_path / "run"))
+    for step in checkpoint.steps(workdir):
+        shutil.rmtree(workdir / f"checkpoints/{step}/model")
+    with (
+        jax.set_mesh(make_mesh(experiment.mesh, jax.devices())),
+        pytest.raises(UserError, match="none of the 3 checkpoints"),
+    ):
+        checkpoint.restore_newest(workdir, experiment, store.digest(experiment.data))
+    assert checkpoint.steps(workdir) == [6, 9, 12]
+
+
+def test_a_checkpoint_comes_back_on_another_mesh_and_goes_on(straight, experiment, tmp_path):
+    """Saved by one device, taken over by eight: the same steps to rounding."""
+    workdir = epath.Path(shutil.copytree(straight[0], tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints/12")
+    other = MeshConfig(replica=2, fsdp=2, tensor=2, sequence_parallel=True)
+    with pytest.raises(UserError, match="mesh.fsdp: 1 -> 2; mesh.tensor: 1 -> 2"):
+        train(dataclasses.replace(experiment, mesh=other), workdir, accept_changes=False)
+    train(dataclasses.replace(experiment, mesh=other), workdir, accept_changes=True)
+    resumed, reference = losses(Path(workdir)), losses(straight[0])
+    np.testing.assert_allclose(list(resumed.values()), list(reference.values()), rtol=1e-5)
+    assert checkpoint.steps(workdir) == [6, 9, 12]
+
+
+def test_the_fingerprint_sees_a_bit_and_a_swap_but_not_the_mesh(experiment):
+    x = np.arange(64, dtype=np.float32).reshape(8, 8)
+    flipped, swapped = x.copy(), x.copy()
+    flipped.view(np.int32)[3, 5] ^= 1
+    swapped[0, 0], swapped[7, 7] = x[7, 7], x[0, 0]
+    mesh = make_mesh(experiment.mesh, jax.devices())
+    prints = []
+    with jax.set_mesh(mesh):
+        for value, spec in [
+            (x, jax.P()), (x, jax.P("fsdp")), (x, jax.P(None, "fsdp")), (flipped, jax.P()),
+            (swapped, jax.P()),
+        ]:  # fmt: skip
+            array = jax.device_put(value, jax.NamedSharding(mesh, spec))
+            prints.append(checkpoint._fingerprints({"x": array})["x"])
+    assert prints[0] == prints[1] == prints[2]
+    assert len(set(prints)) == 3
+
+
+def test_another_token_store_is_refused(straight, experiment, tmp_path):
+    workdir = epath.Path(straight[0])
+    with (
+        jax.set_mesh(make_mesh(experiment.mesh, jax.devices())),
+        pytest.raises(UserError, match="data.store: .* has digest 000000000000, but checkpoint 12"),
+    ):
+        checkpoint.restore_newest(workdir, experiment, "0" * 64)
+
+
+# A loss that is not finite
+
+
+def test_a_non_finite_loss_names_step_and_rows_and_keeps_the_last_good(experiment, tmp_path):
+    workdir = epath.Path(tmp_path / "run")
+    optimizer = dataclasses.replace(experiment.optimizer, peak_lr=1e20, warmup_steps=11)
+    with pytest.raises(NonFiniteLoss) as e:
+        train(dataclasses.replace(experiment, optimizer=optimizer), workdir, accept_changes=False)
+    step = int(re.match(r"step (\d+): loss is ", str(e.value)).group(1))
+    rows = (workdir / f"nonfinite_step_{step}.txt").read_text().splitlines()
+    assert len(rows) == experiment.data.batch_size
+    assert re.match(r"row 0: \w+ window \d+, tokens \d+\.\.\d+", rows[0]) and rows[0] in str(
+        e.value
+    )
+    saved = checkpoint.steps(workdir)
+    assert all(s < step for s in saved)
+    assert all(np.isfinite(loss) for loss in losses(Path(workdir)).values())
+
+
+# The other verbs
+
+
+def test_evaluate_sample_and_plot_a_run(straight):
+    workdir = straight[0]
+    done = llama_jax("evaluate", workdir)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[1]: line.split() for line in done.stdout.splitlines() if "│" in line}
+    last = [r for r in read_metrics(epath.Path(workdir)) if "validation_loss" in r][-1]
+    assert float(rows["mixture"][3]) == pytest.approx(last["validation_loss"], abs=1e-3)
+    loss, _, bigram, unigram = (float(rows["mixture"][i]) for i in (3, 5, 7, 9))
+    assert bigram < unigram < np.log(512) and unigram - 1.0 < loss
+
+    sample = llama_jax("sample", f"{workdir}@9", "--prompt", "import", "--prompt", "I", "--seed", 3)
+    assert sample.returncode == 0, sample.stderr
+    assert sample.stdout.startswith("import") and "\n\nI" in sample.stdout
+
+    (workdir / "loss.png").unlink()
+    done = llama_jax("plot", workdir)
+    assert done.returncode == 0 and (workdir / "loss.png").exists()
+
+
+def fails(capsys, monkeypatch, *args) -> str:
+    """What llama-jax prints on stderr when it ends with status 2, as it must: one line."""
+    monkeypatch.setattr(sys, "argv", ["llama-jax", *map(str, args)])
+    with pytest.raises(SystemExit) as e:
+        cli.main()
+    assert e.value.code == 2
+    printed = capsys.readouterr().err.strip()
+    assert len(printed.splitlines()) == 1, printed
+    return printed
+
+
+def test_what_cannot_be_done_is_said_in_a_line(
+    experiment_file, straight, tmp_path, capsys, monkeypatch
+):
+    def refused(*args):
+        return fails(capsys, monkeypatch, *args)
+
+    new = ("--workdir", tmp_path / "new")
+    devices = ("--set", "mesh.fsdp=8")
+    assert "no such field" in refused("train", experiment_file, *new, "--set", "run.steps=3")
+    assert "no file" in refused("show", tmp_path / "missing.py")
+    (tmp_path / "file").write_text("")
+    line = refused("train", experiment_file, *devices, "--workdir", tmp_path / "file/run")
+    assert "workdir: cannot write to" in line and "Not a directory" in line
+    line = refused("train", experiment_file, *devices, *new, "--set", "data.seq_len=1000000")
+    assert "data.seq_len: got 1000000, but source github holds" in line
+    line = refused(
+        "train", experiment_file, *new, "--set", "mesh.replica=3", "--set", "data.batch_size=6"
+    )
+    assert "= 3, but there are 8 devices" in line
+    line = refused("train", experiment_file, *devices, *new, "--set", "model.vocab_size=256")
+    assert "model.vocab_size: got 256, but the token store's tokenizer has 512 pieces" in line
+    line = refused("train", experiment_file, *devices, "--workdir", straight[0])
+    assert "was begun with another experiment: mesh.fsdp: 1 -> 8" in line
+    assert "no checkpoint in" in refused("evaluate", tmp_path / "nothing")
+    assert "no checkpoint '7'" in refused("sample", f"{straight[0]}@7", "--prompt", "x")
+
+
+def test_show_resolves_an_experiment(monkeypatch, capsys):
+    path = Path(__file__).parents[1] / "experiments/llama_7b.py"
+    monkeypatch.setattr(sys, "argv", ["llama-jax", "show", str(path)])
+    with pytest.raises(SystemExit) as e:
+        cli.main()
+    assert e.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for figure in (
+        "6,738,415,616",
+        "4,194,304 tokens",
+        "238,419",
+        "148.4",
+        "4.043e+22",
+        "3.000e-04",
+    ):
+        assert figure in printed
+    assert json.loads(config.to_json(config.load(str(path))))["model"]["num_layers"] == 32
+
+
+# A pod
+
+
+@pytest.mark.slow
+def test_a_pod_of_two_processes_trains_as_one(straight, experiment_file, tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    args = ("train", experiment_file, "--workdir", tmp_path / "run", "--set", "mesh.fsdp=2")
+    pod = [
+        subprocess.Popen(
+            command(*args, "--multihost", f"{address},2,{index}"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    printed = [process.communicate()[0] for process in pod]
+    assert [process.returncode for process in pod] == [0, 0], printed
+    assert "12/12  loss" in printed[0] and "12/12" not in printed[1]
+    np.testing.assert_allclose(
+        list(losses(tmp_path / "run").values()), list(losses(straight[0]).values()), rtol=1e-5
+    )
+    assert checkpoint.steps(epath.Path(tmp_path / "run")) == [6, 9, 12]
