@@ -117,7 +117,7 @@ def train(args: argparse.Namespace) -> int:
             return status
     from etils import epath
 
-    from llama_jax.train import NonFiniteLoss
+    from llama_jax.report import NonFiniteLoss
     from llama_jax.train import train as run_training
 
     try:

@@ -1,28 +1,17 @@
 """The training loop. It wires; what is computed is in step.py, what is read in data/batches.py."""
 
-import math
-import time
-from typing import Any
-
 import jax
 from etils import epath
 
 from llama_jax import checkpoint
 from llama_jax.config import Experiment, UserError, differences, from_json, to_json
 from llama_jax.data import store
-from llama_jax.data.batches import describe, train_batches
-from llama_jax.evaluation.perplexity import mixture_loss, validation_losses
-from llama_jax.figures import plot_losses
-from llama_jax.flops import executed_flops, model_flops_per_token, num_params, peak_flops
-from llama_jax.metrics import Writer, metrics_path
-from llama_jax.optimizer import schedule
-from llama_jax.progress import Progress, duration
+from llama_jax.data.batches import train_batches
+from llama_jax.evaluation.perplexity import validation_losses
+from llama_jax.flops import executed_flops
+from llama_jax.report import Report
 from llama_jax.sharding import batch_sharding, make_mesh
 from llama_jax.step import init_state, make_eval_step, make_train_step
-
-
-class NonFiniteLoss(RuntimeError):
-    """Training cannot go on; the message names the step, its rows and the checkpoint before it."""
 
 
 def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> None:
@@ -114,99 +103,3 @@ def check_vocabulary(experiment: Experiment) -> None:
                 f"model.vocab_size: got {experiment.model.vocab_size}, but the token store's "
                 f"tokenizer has {size} pieces (source {source}); expected at least that"
             )
-
-
-class Report:
-    """Turns the metrics of steps into lines, files and, if the loss is not finite, the end."""
-
-    def __init__(self, experiment: Experiment, workdir: epath.Path, start: int, step_flops: int):
-        self.experiment, self.workdir, self.step_flops = experiment, workdir, step_flops
-        self.num_steps = experiment.run.num_steps
-        self.tokens_per_step = experiment.data.batch_size * experiment.data.seq_len
-        self.flops_per_token = model_flops_per_token(experiment.model, experiment.data.seq_len)
-        self.learning_rate = schedule(experiment.optimizer, experiment.run.num_steps)
-        self.peak, peak_source = peak_flops()
-        self.writer = Writer(workdir, start, experiment.run.wandb_project)
-        self.began = time.monotonic()
-        self.progress = Progress(self.num_steps, start) if jax.process_index() == 0 else None
-        self.note(
-            f"{num_params(experiment.model):,} parameters on {jax.device_count()} x "
-            f"{jax.devices()[0].device_kind}, {self.tokens_per_step:,} tokens a step, "
-            f"steps {start} to {self.num_steps}\n"
-            f"peak {self.peak / 1e12:.3g} TFLOP/s ({peak_source}); "
-            f"{self.flops_per_token / 1e6:.3g} MFLOP a token for MFU, "
-            f"{step_flops / self.tokens_per_step / 1e6:.3g} executed for HFU"
-        )
-        self.restart_clock()
-
-    def note(self, text: str) -> None:
-        if self.progress is not None:
-            self.progress.note(text)
-
-    def restart_clock(self) -> None:
-        """Leaves out what was not a step: evaluation and saving."""
-        self.clock = time.monotonic()
-
-    def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Reports the update that led to `step`; waits for it. Raises NonFiniteLoss."""
-        values: dict[str, Any] = {k: v.item() for k, v in jax.device_get(metrics).items()}
-        now = time.monotonic()
-        seconds, self.clock = now - self.clock, now
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            raise NonFiniteLoss(self.explain(step, values))
-        rate = self.tokens_per_step / seconds
-        values |= {
-            "tokens": step * self.tokens_per_step,
-            "learning_rate": float(self.learning_rate(step - 1)),
-            "seconds": seconds,
-            "tokens_per_second": rate,
-            "mfu": rate * self.flops_per_token / self.peak,
-            "hfu": self.step_flops / seconds / self.peak,
-        }
-        self.writer.write(step, values)
-        if self.progress is not None:
-            self.progress.update(
-                step,
-                f"loss {values['loss']:.4f}  {rate:,.0f} tok/s  "
-                f"MFU {values['mfu']:.1%}  HFU {values['hfu']:.1%}",
-            )
-
-    def validation(self, step: int, losses: dict[str, float]) -> None:
-        mean = mixture_loss(losses, self.experiment.data)
-        values = {f"validation_loss/{source}": loss for source, loss in losses.items()}
-        self.writer.write(
-            step, {"tokens": step * self.tokens_per_step, "validation_loss": mean, **values}
-        )
-        by_source = "  ".join(f"{source} {loss:.3f}" for source, loss in losses.items())
-        self.note(f"step {step}: held-out loss {mean:.4f}  ({by_source})")
-
-    def explain(self, step: int, values: dict[str, Any]) -> str:
-        rows = describe(self.experiment.data, step - 1)
-        path = self.workdir / f"nonfinite_step_{step}.txt"
-        if jax.process_index() == 0:
-            path.write_text("\n".join(rows) + "\n")
-        saved = checkpoint.steps(self.workdir)
-        kept = (
-            f"checkpoint {saved[-1]} is the last good one"
-            if saved
-            else "no checkpoint was saved yet"
-        )
-        return (
-            f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}; training "
-            f"stopped; {kept}; the {len(rows)} rows of the batch are listed in {path}: "
-            + "; ".join(rows[:4] + ["..."] * (len(rows) > 4))
-        )
-
-    def close(self) -> None:
-        self.writer.close()
-        if self.progress is None:
-            return
-        self.progress.close()
-        self.note(
-            f"trained to step {self.num_steps} in {duration(time.monotonic() - self.began)}\n"
-            f"  figure       {plot_losses(self.workdir)}\n"
-            f"  metrics      {metrics_path(self.workdir)}\n"
-            f"  TensorBoard  tensorboard --logdir {self.workdir / 'tensorboard'}\n"
-            f"  checkpoints  {checkpoint.directory(self.workdir)}\n"
-            f"  experiment   {self.workdir / 'config.json'}"
-        )

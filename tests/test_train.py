@@ -22,8 +22,9 @@ from llama_jax import checkpoint, cli, config
 from llama_jax.config import Experiment, MeshConfig, UserError
 from llama_jax.data import store
 from llama_jax.metrics import read_metrics
+from llama_jax.report import NonFiniteLoss
 from llama_jax.sharding import make_mesh
-from llama_jax.train import NonFiniteLoss, train
+from llama_jax.train import train
 
 NUM_STEPS = 12
 EXPERIMENT = """
