@@ -1,4 +1,8 @@
-"""A 3M-parameter LLaMA on the embedded corpus: the whole path in a few minutes on a laptop.
+"""LLaMA with 2.9M parameters on the embedded corpus: the whole path on a laptop.
+
+Needs: 2 CPU cores and 2 GB of memory. Takes: three to four minutes, tokenizing included.
+Reaches: a held-out loss of about 3.85 nats a token; a bigram model of all the training text, of
+which this run reads an eighth, has 4.20.
 
 llama-jax train experiments/quickstart.py
 """
@@ -17,13 +21,13 @@ def get_experiment() -> Experiment:
     return Experiment(
         model=ModelConfig(
             num_layers=4,
-            embed_dim=256,
+            embed_dim=192,
             num_heads=4,
             vocab_size=2048,
             compute_dtype="float32",  # CPUs are slower in bfloat16
         ),
-        data=DataConfig(store="runs/store/quickstart", seq_len=256, batch_size=16),
-        optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=50),
+        data=DataConfig(store="runs/store/quickstart", seq_len=256, batch_size=8),
+        optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=50),
         mesh=MeshConfig(),
-        run=RunConfig(num_steps=500, eval_every=100, eval_rows=64, checkpoint_every=100),
+        run=RunConfig(num_steps=750, eval_every=150, eval_rows=32, checkpoint_every=150),
     )

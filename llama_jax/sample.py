@@ -64,11 +64,11 @@ def _generate(model: Llama, given_BT, temperature, top_p, key):
 def choose(logits_BV: jax.Array, temperature, top_p, key: jax.Array) -> jax.Array:
     """One token id per row, see continue_prompts."""
     logits_BV = jax.sharding.reshard(logits_BV, P(activation_spec("B")[0], None))
-    scaled_BV = logits_BV / jnp.maximum(temperature, 1e-6)
-    order_BV = jnp.argsort(-scaled_BV, axis=-1)
-    probs_BV = jax.nn.softmax(jnp.take_along_axis(scaled_BV, order_BV, axis=-1), axis=-1)
-    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # Meta's rule: keep what crosses top_p
-    kept_BV = jnp.where(before_BV > top_p, -jnp.inf, jnp.log(probs_BV))
-    place_B = jax.random.categorical(key, kept_BV, axis=-1)
-    place_B = jnp.where(temperature == 0, 0, place_B)
-    return jnp.take_along_axis(order_BV, place_B[:, None], axis=-1)[:, 0]
+    probs_BV = jax.nn.softmax(logits_BV / jnp.maximum(temperature, 1e-6), axis=-1)
+    sorted_BV = -jnp.sort(-probs_BV, axis=-1)
+    before_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV
+    # Meta's rule: a token is kept while those before it hold no more than top_p.
+    least_B1 = jnp.min(jnp.where(before_BV > top_p, 1.0, sorted_BV), axis=-1, keepdims=True)
+    kept_BV = jnp.where(probs_BV < least_B1, -jnp.inf, jnp.log(probs_BV))
+    drawn_B = jax.random.categorical(key, kept_BV, axis=-1)
+    return jnp.where(temperature == 0, jnp.argmax(logits_BV, axis=-1), drawn_B)

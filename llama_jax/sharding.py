@@ -7,6 +7,7 @@ Dimension key (a suffix is the logical shape, whatever the sharding):
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -58,7 +59,35 @@ def einsum(
     dtype: of the result and its accumulation; by default that of x and w.
     """
     out = out or activation_spec(spec.split("->")[1])
+    return _einsum(spec, out, dtype, x, w)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _einsum(spec: str, out: P, dtype: DTypeLike | None, x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.einsum(spec, x, w, out_sharding=out, preferred_element_type=dtype)
+
+
+def _einsum_forward(spec, out, dtype, x, w):
+    return _einsum(spec, out, dtype, x, w), (x, w)
+
+
+def _einsum_backward(spec, out, dtype, operands, grad):
+    # By our own rule, because JAX's writes the gradient of w as (grad^T x)^T. The transposed copy
+    # of grad, the wider operand, cost a fifth of a 110M model's step on a CPU.
+    x, w = operands
+    x_dims, w_dims, out_dims = spec.replace("->", ",").split(",")
+    return (
+        _like(x, f"{out_dims},{w_dims}->{x_dims}", grad, w),
+        _like(w, f"{x_dims},{out_dims}->{w_dims}", x, grad),
+    )
+
+
+def _like(operand: jax.Array, spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    sharding = jax.typeof(operand).sharding.spec
+    return jnp.einsum(spec, a, b, out_sharding=sharding, preferred_element_type=operand.dtype)
+
+
+_einsum.defvjp(_einsum_forward, _einsum_backward)
 
 
 def abstract(fn: Callable[..., Any], *args: Any) -> Any:

@@ -77,7 +77,7 @@ def test_set_is_typed():
         ("optimizer.weight_decay=-1", "optimizer.weight_decay: got -1.0, expected 0 or more"),
         ("data.mixture=('c4', 1.0)", "data.mixture: got \"('c4', 1.0)\", expected tuple"),
         ("data.mixture=(('c4', 0.4),)", "data.mixture: got rates that sum to 0.4, expected 1"),
-        ("model.num_heads=3", "model.num_heads: got 3, expected a divisor of model.embed_dim="),
+        ("model.num_heads=5", "model.num_heads: got 5, expected a divisor of model.embed_dim="),
         ("model.num_kv_heads=3", "model.num_kv_heads: got 3, expected a divisor of model.num_head"),
         ("model.embed_dim=4", "expected an even head_dim"),
         ("model.remat=none_of_it", "model.remat: got 'none_of_it', expected one of nothing_save"),
