@@ -1,24 +1,27 @@
 # make train: trains the quickstart. make test: runs every test. Both set themselves up first.
-# Another Python: make test PYTHON=python3.13. On a TPU VM: make setup REQUIREMENTS=requirements-tpu.txt
+# Another Python:  make test PYTHON=python3.13
+# Another JAX:     make test PYTHON=python3.13 JAX=0.12.0.1
+# On a TPU VM:     make setup REQUIREMENTS=requirements-tpu.txt
 
 PYTHON ?= python3
 REQUIREMENTS ?= requirements.txt
+VENV ?= .venv$(JAX:%=-jax-%)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-BIN := .venv/bin
+BIN := $(VENV)/bin
 # A stamp says that these requirements are installed, for this version of Python.
-READY := .venv/ready-$(VERSION)
+READY := $(VENV)/ready-$(VERSION)
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: setup train test lint format clean
 
-setup: $(READY)-$(REQUIREMENTS)
+setup: $(READY)-$(REQUIREMENTS) $(JAX:%=$(READY)-jax-%)
 
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "llama_jax needs Python 3.11 or later; $(PYTHON) is $(VERSION). Try make PYTHON=python3.12"; exit 1; }
-	@echo "setting up .venv with Python $(VERSION)"
-	@rm -rf .venv
-	@$(PYTHON) -m venv .venv
+	@echo "setting up $(VENV) with Python $(VERSION)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
 	@touch $@
 
@@ -29,6 +32,10 @@ $(READY)-requirements.txt: requirements.txt pyproject.toml | $(READY)
 
 $(READY)-requirements-tpu.txt: requirements-tpu.txt $(READY)-requirements.txt
 	@$(UV) -r requirements-tpu.txt
+	@touch $@
+
+$(READY)-jax-$(JAX): $(READY)-requirements.txt
+	@$(UV) jax==$(JAX)
 	@touch $@
 
 # By pip, which knows of a local build of torch where its own configuration names one.
@@ -51,11 +58,11 @@ test: setup $(READY)-requirements-test.txt
 lint: setup $(READY)-requirements-lint.txt
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(READY)-requirements-lint.txt
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-* runs

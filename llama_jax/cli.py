@@ -1,10 +1,13 @@
 """The one door: llama-jax VERB ... Rooms are imported when their verb is called."""
 
 import argparse
+import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from llama_jax import config
@@ -151,11 +154,40 @@ def show(args: argparse.Namespace) -> int:
 
 
 def prepare(args: argparse.Namespace) -> int:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # before TensorFlow is loaded, which talks at length
     from llama_jax.data.prepare import prepare as write_store
 
-    write_store(config.load(args.experiment, args.overrides).data, args.workers)
+    data = config.load(args.experiment, args.overrides).data
+    with _without_noise():
+        write_store(data, args.workers)
     return 0
+
+
+# What the native code of TensorFlow and SentencePiece says of every healthy run.
+NOISE = re.compile(rb"^[IE]0000 |before absl::InitializeLog|normalizer\.cc|PAD_ID=0")
+
+
+@contextlib.contextmanager
+def _without_noise():
+    """Passes on what is written to file descriptor 2, but for NOISE."""
+    terminal = os.dup(2)
+    read_end, write_end = os.pipe()
+    os.dup2(write_end, 2)
+    os.close(write_end)
+
+    def forward() -> None:
+        with os.fdopen(read_end, "rb") as lines:
+            for line in lines:
+                if not NOISE.search(line):
+                    os.write(terminal, line)
+
+    thread = threading.Thread(target=forward)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)  # which closes the pipe, and so ends the thread
+        thread.join()
+        os.close(terminal)
 
 
 def tokenizer(args: argparse.Namespace) -> int:
