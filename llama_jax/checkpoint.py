@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from llama_jax.config import Experiment, UserError, from_json, to_json
 from llama_jax.model import Llama
@@ -22,6 +23,10 @@ from llama_jax.step import TrainState, init_state
 
 log = logging.getLogger(__name__)
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory whose save was cut short
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +84,14 @@ def steps(workdir: epath.Path) -> list[int]:
 
 
 def read_meta(workdir: epath.Path, step: int) -> Meta:
-    """Raises FileNotFoundError or ValueError if the checkpoint is damaged."""
+    """Raises DamagedCheckpoint."""
     fields = _read(workdir, step, meta=ocp.args.JsonRestore())["meta"]
     experiment = from_json(json.dumps(fields.pop("experiment")))
     return Meta(experiment=experiment, **fields)
 
 
 def restore_model(workdir: epath.Path, step: int, experiment: Experiment) -> Llama:
-    """The parameters of one checkpoint, on the mesh of jax.set_mesh. Raises as restore_state."""
+    """The parameters of one checkpoint, on the mesh of jax.set_mesh. Raises DamagedCheckpoint."""
     target = abstract(lambda: init_state(experiment)).model
     return _restore(workdir, step, model=target)["model"]
 
@@ -94,7 +99,7 @@ def restore_model(workdir: epath.Path, step: int, experiment: Experiment) -> Lla
 def restore_state(workdir: epath.Path, step: int, experiment: Experiment) -> TrainState:
     """All of one checkpoint, on the mesh of jax.set_mesh, whatever mesh it was saved from.
 
-    Raises ValueError, or what orbax and tensorstore raise, if it is damaged.
+    Raises DamagedCheckpoint.
     """
     target = abstract(lambda: init_state(experiment))
     items = _restore(workdir, step, model=target.model, optimizer=target.opt_state)
@@ -116,18 +121,14 @@ def restore_newest(workdir: epath.Path, experiment: Experiment, digest: str) -> 
         for path in directory(workdir).iterdir():
             if UNFINISHED in path.name:
                 log.warning("checkpoint %s was not finished; ignored", path)
-    errors: dict[int, str] = {}
+    damaged: dict[int, DamagedCheckpoint] = {}
     for step in reversed(steps(workdir)):
         try:
             state = restore_state(workdir, step, experiment)
             trained_on = read_meta(workdir, step).data_digest
-        except Exception as e:  # orbax, tensorstore and json each have kinds of their own
-            errors[step] = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
-            log.warning(
-                "checkpoint %s is damaged; skipped: %s",
-                directory(workdir) / str(step),
-                errors[step],
-            )
+        except DamagedCheckpoint as e:
+            damaged[step] = e
+            log.warning("%s; skipped", e)
             continue
         if trained_on != digest:
             raise UserError(
@@ -136,14 +137,15 @@ def restore_newest(workdir: epath.Path, experiment: Experiment, digest: str) -> 
                 "use another --workdir"
             )
         if jax.process_index() == 0:
-            for damaged in errors:
+            for bad in damaged:
                 (workdir / "damaged").mkdir(exist_ok=True, parents=True)
-                (directory(workdir) / str(damaged)).rename(workdir / "damaged" / str(damaged))
+                (directory(workdir) / str(bad)).rename(workdir / "damaged" / str(bad))
+        multihost_utils.sync_global_devices("damaged checkpoints are out of the way")
         return state
-    if errors:
+    if damaged:
         raise UserError(
-            f"workdir: none of the {len(errors)} checkpoints in {directory(workdir)} can be read; "
-            f"the newest: {errors[max(errors)]}; train from the start in another --workdir"
+            f"workdir: none of the {len(damaged)} checkpoints in {directory(workdir)} can be read; "
+            f"the newest: {damaged[max(damaged)]}; train from the start in another --workdir"
         )
     return None
 
@@ -155,9 +157,7 @@ def _restore(workdir: epath.Path, step: int, **targets: Any) -> dict[str, Any]:
     for item in targets:
         for name, fingerprint in _fingerprints(arrays[item]).items():
             if fingerprint != saved[name]:
-                raise ValueError(
-                    f"{item}: {name} has fingerprint {fingerprint}, saved was {saved[name]}"
-                )
+                raise _damaged(workdir, step, f"{item} array {name} is not what was saved")
     return {
         item: jax.tree.unflatten(jax.tree.structure(target), [arrays[item][k] for k in names[item]])
         for item, target in targets.items()
@@ -165,8 +165,16 @@ def _restore(workdir: epath.Path, step: int, **targets: Any) -> dict[str, Any]:
 
 
 def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
-    with ocp.CheckpointManager(directory(workdir).resolve()) as manager:
-        return manager.restore(step, args=ocp.args.Composite(**items))
+    try:
+        with ocp.CheckpointManager(directory(workdir).resolve()) as manager:
+            return manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as e:  # orbax, tensorstore and json each have kinds of their own
+        reason = str(e).splitlines()[0] if str(e) else ""
+        raise _damaged(workdir, step, f"{type(e).__name__}: {reason}") from e
+
+
+def _damaged(workdir: epath.Path, step: int, reason: str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"checkpoint {directory(workdir) / str(step)} is damaged: {reason}")
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

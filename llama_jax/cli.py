@@ -22,6 +22,9 @@ def main() -> None:
     except UserError as e:
         print(f"llama-jax {args.verb}: {e}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"llama-jax {args.verb}: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def parser() -> argparse.ArgumentParser:

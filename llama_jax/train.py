@@ -27,7 +27,7 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
     mesh = make_mesh(experiment.mesh, jax.devices())
     sharding = batch_sharding(mesh, experiment.mesh, "ABT")
 
-    with jax.set_mesh(mesh), checkpoint.open_manager(workdir, experiment) as manager:
+    with jax.set_mesh(mesh):
         # 1. The newest checkpoint of this workdir, else the initial weights.
         state = checkpoint.restore_newest(workdir, experiment, digest)
         if state is None:
@@ -39,34 +39,36 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
 
         # 2. The data from there on: batch n is a function of n.
         batches = train_batches(data, run.micro_batches, sharding, start)
+        batch = next(batches)
 
         # 3. One program for every step.
-        batch = next(batches)
         traced = make_train_step(experiment).trace(state, batch)
         train_step = traced.lower().compile()
         eval_step = make_eval_step()
 
-        write_config(experiment, workdir)  # from here on the workdir is this experiment's
-
         report = Report(experiment, workdir, start, executed_flops(traced.jaxpr.jaxpr))
-        dispatched = None  # the step before, whose figures are fetched while the device computes
-        for step in range(start, run.num_steps):
-            state, metrics = train_step(state, batch)
-            batch = next(batches)
-            if dispatched is not None:
-                report.step(*dispatched)
-            dispatched = (step + 1, metrics)
-            last = step + 1 == run.num_steps
-            if last or (step + 1) % run.eval_every == 0 or (step + 1) % run.checkpoint_every == 0:
-                report.step(*dispatched)  # before the save: a non-finite state is never kept
-                dispatched = None
-                if last or (step + 1) % run.checkpoint_every == 0:
+        write_config(experiment, workdir)  # from here on the workdir is this experiment's
+        with checkpoint.open_manager(workdir, experiment) as manager:
+            dispatched = None  # the step before: its figures are fetched while the device computes
+            for step in range(start, run.num_steps):
+                state, metrics = train_step(state, batch)
+                batch = next(batches)
+                if dispatched is not None:
+                    report.step(*dispatched)
+                dispatched = (step + 1, metrics)
+                last = step + 1 == run.num_steps
+                to_save = last or (step + 1) % run.checkpoint_every == 0
+                to_evaluate = last or (step + 1) % run.eval_every == 0
+                if to_save or to_evaluate:
+                    report.step(*dispatched)  # first: a state that is not finite is never kept
+                    dispatched = None
+                if to_save:
                     checkpoint.save(manager, state, experiment, digest)
-                if last or (step + 1) % run.eval_every == 0:
-                    report.validation(
-                        step + 1, validation_losses(eval_step, state.model, experiment, mesh)
-                    )
-                report.restart_clock()
+                if to_evaluate:
+                    losses = validation_losses(eval_step, state.model, experiment, mesh)
+                    report.validation(step + 1, losses)
+                if to_save or to_evaluate:
+                    report.restart_clock()
         report.close()
 
 

@@ -229,7 +229,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     with jax.set_mesh(make_mesh(experiment.mesh, jax.devices())), caplog.at_level(logging.WARNING):
         state = checkpoint.restore_newest(workdir, experiment, digest)
     assert state is not None and int(state.step) == 9
-    assert "checkpoints/12 is damaged; skipped" in caplog.text
+    assert "checkpoints/12 is damaged: " in caplog.text and "; skipped" in caplog.text
     assert checkpoint.steps(workdir) == [6, 9]
     assert (workdir / "damaged/12").exists()  # nothing is thrown away
 
@@ -247,16 +247,17 @@ def test_when_all_are_damaged_nothing_starts_over(straight, experiment, tmp_path
 
 
 def test_a_checkpoint_comes_back_on_another_mesh_and_goes_on(straight, experiment, tmp_path):
-    """Saved by one device, taken over by eight: the same steps to rounding."""
+    """Saved by one device, taken over by eight from the last whole one: the same steps."""
     workdir = epath.Path(shutil.copytree(straight[0], tmp_path / "run"))
-    shutil.rmtree(workdir / "checkpoints/12")
+    truncate(largest_file(Path(workdir / "checkpoints/12/model")))
     other = MeshConfig(replica=2, fsdp=2, tensor=2, sequence_parallel=True)
     with pytest.raises(UserError, match="mesh.fsdp: 1 -> 2; mesh.tensor: 1 -> 2"):
         train(dataclasses.replace(experiment, mesh=other), workdir, accept_changes=False)
     train(dataclasses.replace(experiment, mesh=other), workdir, accept_changes=True)
     resumed, reference = losses(Path(workdir)), losses(straight[0])
     np.testing.assert_allclose(list(resumed.values()), list(reference.values()), rtol=1e-5)
-    assert checkpoint.steps(workdir) == [6, 9, 12]
+    assert checkpoint.steps(workdir) == [6, 9, 12]  # a new 12 in place of the damaged one
+    assert (workdir / "damaged/12").exists()
 
 
 def test_the_fingerprint_sees_a_bit_and_a_swap_but_not_the_mesh(experiment):
@@ -362,6 +363,10 @@ def test_what_cannot_be_done_is_said_in_a_line(
     line = refused("train", experiment_file, *devices, "--workdir", straight[0])
     assert "was begun with another experiment: mesh.fsdp: 1 -> 8" in line
     assert "no checkpoint in" in refused("evaluate", tmp_path / "nothing")
+    damaged = shutil.copytree(straight[0], tmp_path / "damaged")
+    shutil.rmtree(damaged / "checkpoints/12/model")
+    line = refused("sample", damaged, "--prompt", "x", *devices)
+    assert f"checkpoint {damaged}/checkpoints/12 is damaged: " in line
     assert "no checkpoint '7'" in refused("sample", f"{straight[0]}@7", "--prompt", "x")
 
 
