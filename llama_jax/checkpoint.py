@@ -6,8 +6,11 @@ array that comes back with another fingerprint is not what was saved.
 """
 
 import dataclasses
+import gc
 import json
 import logging
+import sys
+import time
 from typing import Any
 
 import jax
@@ -22,6 +25,11 @@ from llama_jax.sharding import abstract
 from llama_jax.step import TrainState, init_state
 
 log = logging.getLogger(__name__)
+# Fields of the model that decide which arrays a checkpoint holds, and of which shapes.
+SHAPE_FIELDS = (
+    *("num_layers", "embed_dim", "num_heads", "kv_heads", "mlp_dim"),
+    *("vocab_size", "tie_embeddings"),
+)
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory whose save was cut short
 
 
@@ -93,7 +101,7 @@ def read_meta(workdir: epath.Path, step: int) -> Meta:
 def restore_model(workdir: epath.Path, step: int, experiment: Experiment) -> Llama:
     """The parameters of one checkpoint, on the mesh of jax.set_mesh. Raises DamagedCheckpoint."""
     target = abstract(lambda: init_state(experiment)).model
-    return _restore(workdir, step, model=target)["model"]
+    return _restore(workdir, step, experiment, model=target)["model"]
 
 
 def restore_state(workdir: epath.Path, step: int, experiment: Experiment) -> TrainState:
@@ -102,7 +110,7 @@ def restore_state(workdir: epath.Path, step: int, experiment: Experiment) -> Tra
     Raises DamagedCheckpoint.
     """
     target = abstract(lambda: init_state(experiment))
-    items = _restore(workdir, step, model=target.model, optimizer=target.opt_state)
+    items = _restore(workdir, step, experiment, model=target.model, optimizer=target.opt_state)
     replicated = target.step.sharding
     return TrainState(
         step=jax.device_put(jnp.int32(step), replicated),
@@ -139,7 +147,9 @@ def restore_newest(workdir: epath.Path, experiment: Experiment, digest: str) -> 
         if jax.process_index() == 0:
             for bad in damaged:
                 (workdir / "damaged").mkdir(exist_ok=True, parents=True)
-                (directory(workdir) / str(bad)).rename(workdir / "damaged" / str(bad))
+                earlier = sum(p.name.startswith(f"{bad}.") for p in (workdir / "damaged").iterdir())
+                moved = workdir / "damaged" / f"{bad}.{earlier}"
+                (directory(workdir) / str(bad)).rename(moved)
         multihost_utils.sync_global_devices("damaged checkpoints are out of the way")
         return state
     if damaged:
@@ -150,13 +160,22 @@ def restore_newest(workdir: epath.Path, experiment: Experiment, digest: str) -> 
     return None
 
 
-def _restore(workdir: epath.Path, step: int, **targets: Any) -> dict[str, Any]:
+def _restore(
+    workdir: epath.Path, step: int, experiment: Experiment, **targets: Any
+) -> dict[str, Any]:
+    meta = read_meta(workdir, step)
+    for field in SHAPE_FIELDS:
+        saved, wanted = getattr(meta.experiment.model, field), getattr(experiment.model, field)
+        if saved != wanted:
+            raise UserError(
+                f"model.{field}: got {wanted}, but checkpoint {directory(workdir) / str(step)} "
+                f"has {saved}; expected the same"
+            )
     names = {item: _by_name(target) for item, target in targets.items()}
     arrays = _read(workdir, step, **{k: ocp.args.StandardRestore(v) for k, v in names.items()})
-    saved = read_meta(workdir, step).fingerprints
     for item in targets:
         for name, fingerprint in _fingerprints(arrays[item]).items():
-            if fingerprint != saved[name]:
+            if fingerprint != meta.fingerprints[name]:
                 raise _damaged(workdir, step, f"{item} array {name} is not what was saved")
     return {
         item: jax.tree.unflatten(jax.tree.structure(target), [arrays[item][k] for k in names[item]])
@@ -169,8 +188,23 @@ def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
         with ocp.CheckpointManager(directory(workdir).resolve()) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as e:  # orbax, tensorstore and json each have kinds of their own
-        reason = str(e).splitlines()[0] if str(e) else ""
-        raise _damaged(workdir, step, f"{type(e).__name__}: {reason}") from e
+        reason = str(e).splitlines()[0].partition(" See full")[0] if str(e) else ""
+        problem = f"{type(e).__name__}: {reason}"
+    # Outside of the handler, where nothing holds the reads that were given up any more.
+    _collect_failed_reads()
+    raise _damaged(workdir, step, problem)
+
+
+def _collect_failed_reads() -> None:
+    """Lets the other reads of a failed restore end, and not print the pages they would print."""
+    hooks, asyncio_log = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
+    level = asyncio_log.level
+    sys.excepthook = sys.unraisablehook = lambda *_: None
+    asyncio_log.setLevel(logging.CRITICAL + 1)
+    time.sleep(0.5)  # they are in threads of TensorStore, which does not say when they are done
+    gc.collect()
+    sys.excepthook, sys.unraisablehook = hooks
+    asyncio_log.setLevel(level)
 
 
 def _damaged(workdir: epath.Path, step: int, reason: str) -> DamagedCheckpoint:
@@ -192,8 +226,8 @@ def _fingerprints(arrays: dict[str, jax.Array]) -> dict[str, int]:
 
 @jax.jit
 def _fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Sum modulo 2^32 of each element's bits times an odd number of its place: any one changed bit
-    changes it, and so do two elements that change places."""
+    """Sum modulo 2^32 of each element's bits times an odd hash of its place: any one changed bit
+    changes it; elements or blocks that change places do, but once in billions of times."""
 
     def fingerprint(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -203,6 +237,8 @@ def _fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
                 jnp.uint32, x.shape, axis, out_sharding=jax.typeof(x).sharding
             )
             place = place * jnp.uint32(size) + iota
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons' lowbias32
+            place = (place ^ (place >> shift)) * jnp.uint32(factor)
+        return jnp.sum(bits * ((place ^ (place >> 16)) | 1), dtype=jnp.uint32)
 
     return jax.tree.map(fingerprint, arrays)

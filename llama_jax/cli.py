@@ -3,11 +3,14 @@
 import argparse
 import contextlib
 import logging
+import math
+import multiprocessing.resource_tracker
 import os
 import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from llama_jax import config
@@ -31,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="llama-jax", description="Train LLaMA from public data.")
     verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name, run, help, *, experiment=False, workdir=False):
+    def verb(name, run, help, *, experiment=False, workdir=False, overrides=True):
         v = verbs.add_parser(name, help=help, description=help)
         v.set_defaults(run=run)
         if experiment:
@@ -44,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
                 metavar="WORKDIR[@STEP]",
                 help="a run; its newest checkpoint unless @STEP",
             )
+        if not overrides:
+            return v
         v.add_argument(
             "--set",
             action="append",
@@ -75,13 +80,17 @@ def parser() -> argparse.ArgumentParser:
     v = verb(
         "prepare", prepare, "tokenize an experiment's corpus into its token store", experiment=True
     )
-    v.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    v.add_argument("--workers", type=number(int, 1), default=1, help="processes (default: 1)")
 
     v = verb(
         "tokenizer", tokenizer, "train a tokenizer on an experiment's mixture", experiment=True
     )
-    v.add_argument("--vocab-size", type=int, required=True, help="pieces, the 256 bytes included")
-    v.add_argument("--max-mb", type=float, default=20.0, help="text to train on (default: 20 MB)")
+    v.add_argument(
+        "--vocab-size", type=number(int, 1), required=True, help="pieces, the 256 bytes included"
+    )
+    v.add_argument(
+        "--max-mb", type=number(float, 0.1), default=20.0, help="text to train on (default: 20 MB)"
+    )
     v.add_argument("--out", type=Path, required=True, help="the model file to write")
 
     verb(
@@ -95,15 +104,36 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument(
         "--prompt", action="append", required=True, help="text to continue; may be repeated"
     )
-    v.add_argument("--max-tokens", type=int, default=100, help="tokens to add (default: 100)")
     v.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest (default: 0.8)"
+        "--max-tokens", type=number(int, 1), default=100, help="tokens to add (default: 100)"
     )
-    v.add_argument("--top-p", type=float, default=0.95, help="nucleus (default: 0.95)")
-    v.add_argument("--seed", type=int, default=0)
+    v.add_argument(
+        "--temperature",
+        type=number(float, 0),
+        default=0.8,
+        help="0 takes the likeliest (default: 0.8)",
+    )
+    v.add_argument(
+        "--top-p", type=number(float, 0, 1), default=0.95, help="nucleus (default: 0.95)"
+    )
+    v.add_argument("--seed", type=number(int, 0), default=0, help="of the draw (default: 0)")
 
-    verb("plot", plot, "draw the loss curves of a run into its loss.png", workdir=True)
+    v = verb("plot", plot, "draw the loss curves of a run into its loss.png", overrides=False)
+    v.add_argument("workdir", metavar="WORKDIR", help="a run, finished or not")
     return p
+
+
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """A parser of an option's value, which argparse names when it refuses it."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"got {text}, expected {low} to {high}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
 
 
 def train(args: argparse.Namespace) -> int:
@@ -137,15 +167,16 @@ def train(args: argparse.Namespace) -> int:
 def _join(job: str) -> None:
     import jax
 
-    if job == "auto":
-        jax.distributed.initialize()
-        return
     try:
+        if job == "auto":
+            jax.distributed.initialize()
+            return
         address, processes, index = job.split(",")
         jax.distributed.initialize(address, int(processes), int(index))
-    except ValueError as e:
+    except (ValueError, RuntimeError) as e:
         raise UserError(
-            f"--multihost: got {job!r}, expected ADDRESS:PORT,PROCESSES,INDEX ({e})"
+            f"--multihost: got {job!r}, expected no value on a pod that JAX knows, or "
+            f"ADDRESS:PORT,PROCESSES,INDEX; {e}"
         ) from e
 
 
@@ -172,6 +203,8 @@ NOISE = re.compile(rb"^[IE]0000 |before absl::InitializeLog|normalizer\.cc|PAD_I
 @contextlib.contextmanager
 def _without_noise():
     """Passes on what is written to file descriptor 2, but for NOISE."""
+    # Or a worker pool would start it later, and it would hold the pipe open beyond our end.
+    multiprocessing.resource_tracker.ensure_running()
     terminal = os.dup(2)
     read_end, write_end = os.pipe()
     os.dup2(write_end, 2)
@@ -197,7 +230,10 @@ def tokenizer(args: argparse.Namespace) -> int:
     from llama_jax.data import tokenizer as room
 
     data = config.load(args.experiment, args.overrides).data
-    room.train(data, args.vocab_size, args.out, round(args.max_mb * 1e6))
+    try:
+        room.train(data, args.vocab_size, args.out, round(args.max_mb * 1e6))
+    except OSError as e:
+        raise UserError(f"--out: cannot write {str(args.out)!r}: {e.strerror or e}") from e
     print(f"wrote {args.out}")
     return 0
 
@@ -228,15 +264,18 @@ def sample(args: argparse.Namespace) -> int:
         )
     for row in rows:
         end = row.index(vocabulary.eos_id()) if vocabulary.eos_id() in row else len(row)
-        print(vocabulary.decode(row[:end]), end="\n\n")
+        # A model may have more rows than the tokenizer has pieces.
+        known = [token for token in row[:end] if token < vocabulary.vocab_size()]
+        print(vocabulary.decode(known), end="\n\n")
     return 0
 
 
 def plot(args: argparse.Namespace) -> int:
+    from etils import epath
+
     from llama_jax.figures import plot_losses
 
-    workdir, _, _ = _open_run(args)
-    print(plot_losses(workdir))
+    print(plot_losses(epath.Path(args.workdir)))
     return 0
 
 
@@ -246,12 +285,14 @@ def _open_run(args: argparse.Namespace):
 
     from llama_jax import checkpoint
 
-    name, _, wanted = args.workdir.partition("@")
+    name, at, wanted = args.workdir.rpartition("@")
+    if not at or not wanted.isdigit():  # a path may have an @ of its own
+        name, wanted = args.workdir, ""
     workdir = epath.Path(name)
     steps = checkpoint.steps(workdir)
     if not steps:
         raise UserError(f"workdir: no checkpoint in {checkpoint.directory(workdir)}")
-    if wanted and (not wanted.isdigit() or int(wanted) not in steps):
+    if wanted and int(wanted) not in steps:
         raise UserError(
             f"workdir: no checkpoint {wanted!r} in {name}; there are {', '.join(map(str, steps))}"
         )

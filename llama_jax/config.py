@@ -156,7 +156,10 @@ def load(path: str, overrides: typing.Sequence[str] = ()) -> Experiment:
     if not Path(path).is_file():
         raise UserError(f"experiment: no file {path!r}; experiments/quickstart.py is one")
     spec = importlib.util.spec_from_file_location("experiment", path)
-    assert spec is not None and spec.loader is not None, path
+    if spec is None or spec.loader is None:
+        raise UserError(
+            f"experiment: {path!r} is not a Python file; experiments/quickstart.py is one"
+        )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -2,7 +2,8 @@
 
 from etils import epath
 
-from llama_jax.metrics import read_metrics
+from llama_jax.config import UserError
+from llama_jax.metrics import metrics_path, read_metrics
 
 
 def plot_losses(workdir: epath.Path) -> epath.Path:
@@ -12,6 +13,8 @@ def plot_losses(workdir: epath.Path) -> epath.Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    if not metrics_path(workdir).exists():
+        raise UserError(f"workdir: no {metrics_path(workdir)}; it is written by llama-jax train")
     rows = read_metrics(workdir)
     train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
     held_out = [(row["tokens"], row) for row in rows if "validation_loss" in row]

@@ -1,5 +1,7 @@
 """The figures of a run, written to metrics.jsonl, TensorBoard and Weights & Biases."""
 
+import hashlib
+import importlib.util
 import json
 from typing import Any
 
@@ -34,14 +36,15 @@ class Writer:
         )
         self.wandb = None
         if wandb_project:
-            try:
-                import wandb  # pyright: ignore[reportMissingImports]
-            except ImportError:
-                raise UserError(
-                    f"run.wandb_project: got {wandb_project!r}, but wandb is not installed; "
-                    "run `pip install wandb`, or leave the field None"
-                ) from None
-            self.wandb = wandb.init(project=wandb_project, dir=str(workdir), resume="allow")
+            import wandb  # pyright: ignore[reportMissingImports]
+
+            place = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:8]
+            self.wandb = wandb.init(
+                project=wandb_project,
+                id=f"{workdir.name}-{place}",  # of the workdir, so that a resumed run goes on
+                dir=str(workdir),
+                resume="allow",
+            )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """step: updates made. values may have names like "validation_loss/c4"."""
@@ -61,6 +64,15 @@ class Writer:
         self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def check_wandb(project: str | None) -> None:
+    """Raises UserError if the experiment wants Weights & Biases and it is not installed."""
+    if project and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"run.wandb_project: got {project!r}, but wandb is not installed; run `pip install "
+            "wandb`, or leave the field None"
+        )
 
 
 def metrics_path(workdir: epath.Path) -> epath.Path:

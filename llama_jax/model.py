@@ -115,10 +115,11 @@ class Llama(nnx.Module):
 
     def _hidden(self, tokens_BT, positions_BT, attend: Callable, caches: Any):
         """What every pass shares. attend: (one layer's cache, q, k, v) -> (output, new cache)."""
-        embed_VD = reshard(self.embed_VD[...], P("tensor"))
+        # In fp32 from here, so that the gradients of a frequent token's rows are not added in bf16.
+        embed_VD = reshard(self.embed_VD[...], P("tensor")).astype(jnp.float32)
         # The residual stream is split as the tokens are: in time, too, if they are.
         residual = P(*jax.typeof(tokens_BT).sharding.spec, None)
-        x_BTD = embed_VD.at[tokens_BT].get(out_sharding=residual)
+        x_BTD = embed_VD.at[tokens_BT].get(out_sharding=residual).astype(self.cfg.compute_dtype)
         positions_BT = reshard(positions_BT, activation_spec("BT"))
         rotation = rotation_of(positions_BT, self.cfg.head_dim, self.cfg.rope_theta)
 

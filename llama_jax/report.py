@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import jax
+import orbax.checkpoint as ocp
 from etils import epath
 
 from llama_jax import checkpoint
@@ -14,7 +15,6 @@ from llama_jax.evaluation.perplexity import mixture_loss
 from llama_jax.figures import plot_losses
 from llama_jax.flops import model_flops_per_token, num_params, peak_flops
 from llama_jax.metrics import Writer, metrics_path
-from llama_jax.optimizer import schedule
 from llama_jax.progress import Progress, duration
 
 
@@ -25,12 +25,20 @@ class NonFiniteLoss(RuntimeError):
 class Report:
     """Turns the metrics of steps into lines, files and, if the loss is not finite, the end."""
 
-    def __init__(self, experiment: Experiment, workdir: epath.Path, start: int, step_flops: int):
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: epath.Path,
+        start: int,
+        step_flops: int,
+        manager: ocp.CheckpointManager,
+    ):
+        """start: updates made before. step_flops: executed in a step, over all devices."""
         self.experiment, self.workdir, self.step_flops = experiment, workdir, step_flops
+        self.manager = manager
         self.num_steps = experiment.run.num_steps
         self.tokens_per_step = experiment.data.batch_size * experiment.data.seq_len
         self.flops_per_token = model_flops_per_token(experiment.model, experiment.data.seq_len)
-        self.learning_rate = schedule(experiment.optimizer, experiment.run.num_steps)
         self.peak, peak_source = peak_flops()
         self.writer = Writer(workdir, start, experiment.run.wandb_project)
         self.began = time.monotonic()
@@ -63,7 +71,6 @@ class Report:
         rate = self.tokens_per_step / seconds
         values |= {
             "tokens": step * self.tokens_per_step,
-            "learning_rate": float(self.learning_rate(step - 1)),
             "seconds": seconds,
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak,
@@ -91,6 +98,7 @@ class Report:
         path = self.workdir / f"nonfinite_step_{step}.txt"
         if jax.process_index() == 0:
             path.write_text("\n".join(rows) + "\n")
+        self.manager.wait_until_finished()
         saved = checkpoint.steps(self.workdir)
         kept = (
             f"checkpoint {saved[-1]} is the last good one"
@@ -103,8 +111,7 @@ class Report:
             + "; ".join(rows[:4] + ["..."] * (len(rows) > 4))
         )
 
-    def close(self) -> None:
-        self.writer.close()
+    def summary(self) -> None:
         if self.progress is None:
             return
         self.progress.close()
@@ -116,3 +123,12 @@ class Report:
             f"  checkpoints  {checkpoint.directory(self.workdir)}\n"
             f"  experiment   {self.workdir / 'config.json'}"
         )
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Gives back files and terminal, however the run ended."""
+        self.writer.close()
+        if self.progress is not None:
+            self.progress.close()

@@ -9,7 +9,7 @@ from flax import nnx
 from llama_jax.config import Experiment
 from llama_jax.loss import cross_entropy
 from llama_jax.model import Llama
-from llama_jax.optimizer import make_optimizer
+from llama_jax.optimizer import make_optimizer, schedule
 
 
 @flax.struct.dataclass
@@ -41,28 +41,32 @@ def make_train_step(experiment: Experiment):
     """The compiled train step, (state, batch) -> (state, metrics); state is donated.
 
     batch: int32 [A, B, T] arrays as loss_sum takes them; gradients of the A slices are added up and
-    divided by the batch's number of targets. metrics: fp32 scalars loss, grad_norm, and targets.
+    divided by the batch's number of targets. metrics: fp32 scalars loss, grad_norm (before
+    clipping) and learning_rate, and targets, their number.
     """
     tx = make_optimizer(experiment.optimizer, experiment.run.num_steps)
+    learning_rate = schedule(experiment.optimizer, experiment.run.num_steps)
     value_and_grad = jax.value_and_grad(loss_sum, has_aux=True)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         def accumulate(total, micro_batch):
             return jax.tree.map(jnp.add, total, value_and_grad(state.model, micro_batch)), None
 
-        first = jax.tree.map(lambda x_ABT: x_ABT[0], batch)
-        rest = jax.tree.map(lambda x_ABT: x_ABT[1:], batch)
-        total = value_and_grad(state.model, first)
-        if batch["tokens"].shape[0] > 1:
-            total, _ = jax.lax.scan(accumulate, total, rest)
+        if batch["tokens"].shape[0] == 1:  # no scan: its carry would be a second set of gradients
+            total = value_and_grad(state.model, {name: x_ABT[0] for name, x_ABT in batch.items()})
+        else:
+            no_loss = jnp.zeros(()), jnp.zeros((), jnp.int32)
+            zeros = no_loss, jax.tree.map(jnp.zeros_like, state.model)
+            total, _ = jax.lax.scan(accumulate, zeros, batch)
         (loss, targets), grads = total
         grads = jax.tree.map(lambda g: g / targets, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.model)
         model = optax.apply_updates(state.model, updates)
         metrics = {
             "loss": loss / targets,
-            "grad_norm": optax.tree.norm(grads),
             "targets": targets,
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": learning_rate(state.step),
         }
         return TrainState(step=state.step + 1, model=model, opt_state=opt_state), metrics
 

@@ -1,14 +1,18 @@
 """The training loop. It wires; what is computed is in step.py, what is read in data/batches.py."""
 
+import hashlib
+
 import jax
 from etils import epath
 
 from llama_jax import checkpoint
 from llama_jax.config import Experiment, UserError, differences, from_json, to_json
-from llama_jax.data import store
+from llama_jax.data import store, tokenizer
 from llama_jax.data.batches import train_batches
 from llama_jax.evaluation.perplexity import validation_losses
+from llama_jax.figures import plot_losses
 from llama_jax.flops import executed_flops
+from llama_jax.metrics import check_wandb
 from llama_jax.report import Report
 from llama_jax.sharding import batch_sharding, make_mesh
 from llama_jax.step import init_state, make_eval_step, make_train_step
@@ -23,6 +27,7 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
     data, run = experiment.data, experiment.run
     digest = store.digest(data)
     check_vocabulary(experiment)
+    check_wandb(run.wandb_project)
     check_workdir(experiment, workdir, accept_changes)
     mesh = make_mesh(experiment.mesh, jax.devices())
     sharding = batch_sharding(mesh, experiment.mesh, "ABT")
@@ -34,6 +39,7 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
             state = jax.jit(lambda: init_state(experiment))()
         start = int(jax.device_get(state.step))
         if start >= run.num_steps:
+            plot_losses(workdir)
             print(f"{workdir} is trained to step {start} of {run.num_steps}: nothing left to do")
             return
 
@@ -43,33 +49,38 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
 
         # 3. One program for every step.
         traced = make_train_step(experiment).trace(state, batch)
+        traced_flops = executed_flops(traced.jaxpr.jaxpr)
         train_step = traced.lower().compile()
         eval_step = make_eval_step()
 
-        report = Report(experiment, workdir, start, executed_flops(traced.jaxpr.jaxpr))
-        write_config(experiment, workdir)  # from here on the workdir is this experiment's
-        with checkpoint.open_manager(workdir, experiment) as manager:
+        with (
+            checkpoint.open_manager(workdir, experiment) as manager,
+            Report(experiment, workdir, start, traced_flops, manager) as report,
+        ):
+            write_config(experiment, workdir)  # from here on the workdir is this experiment's
             dispatched = None  # the step before: its figures are fetched while the device computes
             for step in range(start, run.num_steps):
-                state, metrics = train_step(state, batch)
+                with jax.transfer_guard("disallow"):  # the host waits for nothing here
+                    state, metrics = train_step(state, batch)
                 batch = next(batches)
                 if dispatched is not None:
                     report.step(*dispatched)
                 dispatched = (step + 1, metrics)
                 last = step + 1 == run.num_steps
-                to_save = last or (step + 1) % run.checkpoint_every == 0
                 to_evaluate = last or (step + 1) % run.eval_every == 0
-                if to_save or to_evaluate:
+                to_save = last or (step + 1) % run.checkpoint_every == 0
+                if to_evaluate or to_save:
                     report.step(*dispatched)  # first: a state that is not finite is never kept
                     dispatched = None
-                if to_save:
-                    checkpoint.save(manager, state, experiment, digest)
-                if to_evaluate:
+                if to_evaluate:  # before the save, or a kill between the two would lose it
                     losses = validation_losses(eval_step, state.model, experiment, mesh)
                     report.validation(step + 1, losses)
-                if to_save or to_evaluate:
+                if to_save:
+                    checkpoint.save(manager, state, experiment, digest)
+                if to_evaluate or to_save:
                     report.restart_clock()
-        report.close()
+            manager.wait_until_finished()
+            report.summary()
 
 
 def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> None:
@@ -98,7 +109,16 @@ def write_config(experiment: Experiment, workdir: epath.Path) -> None:
 
 
 def check_vocabulary(experiment: Experiment) -> None:
-    for source, splits in store.read_index(experiment.data).items():
+    """Raises UserError unless the store was made with a tokenizer that is the experiment's."""
+    data = experiment.data
+    wanted = hashlib.sha256(tokenizer.find(data.tokenizer).read_bytes()).hexdigest()
+    for source, splits in store.read_index(data).items():
+        made_with = {shard.tokenizer_sha256 for split in splits.values() for shard in split.shards}
+        if made_with != {wanted}:
+            raise UserError(
+                f"data.tokenizer: got {data.tokenizer!r}, but source {source} of the token store "
+                f"{data.store} was made with another; set data.store to another directory, too"
+            )
         size = splits["train"].vocab_size
         if size > experiment.model.vocab_size:
             raise UserError(

@@ -159,6 +159,24 @@ def test_bf16_is_close_to_fp32(reference):
     assert {x.dtype for x in floats} == {jnp.dtype("float32")}
 
 
+def test_bf16_gradients_are_summed_in_fp32(one_device):
+    """Of a token that is everywhere, too: 4,096 times a bf16 sum would stop growing at 256."""
+    model = jax.jit(lambda: init_state(BASE))().model
+    tokens = np.where(np.random.default_rng(0).random((16, 256)) < 0.9, 7, 9).astype(np.int32)
+    batch = {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "segments": np.ones_like(tokens),
+        "positions": np.tile(np.arange(256, dtype=np.int32), (16, 1)),
+    }
+    grads = {}
+    for dtype in ("float32", "bfloat16"):
+        model.cfg = dataclasses.replace(BASE.model, compute_dtype=dtype)
+        grads[dtype] = jax.jit(jax.grad(loss_sum, has_aux=True))(model, batch)[0]
+    exact, rounded = (np.asarray(g.embed_VD[...])[7] for g in grads.values())
+    assert np.linalg.norm(rounded - exact) < 0.02 * np.linalg.norm(exact)
+
+
 def test_the_old_state_is_donated(one_device):
     state = jax.jit(lambda: init_state(BASE))()
     batch = {k: jnp.asarray(v)[None] for k, v in packed_batch(0).items()}

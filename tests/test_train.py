@@ -148,8 +148,13 @@ def kill_when(condition, *args) -> None:
             command(*args), env=environment(), stderr=nowhere, stdout=nowhere
         )
     try:
-        while not condition():
+        while True:
             assert process.poll() is None, "it ended before the condition held"
+            if condition():
+                process.send_signal(signal.SIGSTOP)
+                if condition():  # still, now that nothing moves any more
+                    return
+                process.send_signal(signal.SIGCONT)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -231,7 +236,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     assert state is not None and int(state.step) == 9
     assert "checkpoints/12 is damaged: " in caplog.text and "; skipped" in caplog.text
     assert checkpoint.steps(workdir) == [6, 9]
-    assert (workdir / "damaged/12").exists()  # nothing is thrown away
+    assert (workdir / "damaged/12.0").exists()  # nothing is thrown away
 
 
 def test_when_all_are_damaged_nothing_starts_over(straight, experiment, tmp_path):
@@ -257,14 +262,14 @@ def test_a_checkpoint_comes_back_on_another_mesh_and_goes_on(straight, experimen
     resumed, reference = losses(Path(workdir)), losses(straight[0])
     np.testing.assert_allclose(list(resumed.values()), list(reference.values()), rtol=1e-5)
     assert checkpoint.steps(workdir) == [6, 9, 12]  # a new 12 in place of the damaged one
-    assert (workdir / "damaged/12").exists()
+    assert (workdir / "damaged/12.0").exists()
 
 
 def test_the_fingerprint_sees_a_bit_and_a_swap_but_not_the_mesh(experiment):
     x = np.arange(64, dtype=np.float32).reshape(8, 8)
     flipped, swapped = x.copy(), x.copy()
     flipped.view(np.int32)[3, 5] ^= 1
-    swapped[0, 0], swapped[7, 7] = x[7, 7], x[0, 0]
+    swapped[:4], swapped[4:] = x[4:], x[:4]  # blocks, at a distance of a power of two
     mesh = make_mesh(experiment.mesh, jax.devices())
     prints = []
     with jax.set_mesh(mesh):
@@ -307,6 +312,25 @@ def test_a_non_finite_loss_names_step_and_rows_and_keeps_the_last_good(experimen
 
 
 # The other verbs
+
+
+def test_a_damaged_checkpoint_is_one_line_on_the_terminal(straight, tmp_path):
+    workdir = shutil.copytree(straight[0], tmp_path / "run")
+    truncate(largest_file(workdir / "checkpoints/12/model"))
+    done = llama_jax("sample", workdir, "--prompt", "x")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert f"checkpoint {workdir}/checkpoints/12 is damaged: " in line
+
+
+def test_prepare_with_workers_ends(experiment_file, tiny_data, tmp_path):
+    done = llama_jax(
+        "prepare", experiment_file, "--workers", 2, "--set", f"data.store={tmp_path / 'store'}"
+    )
+    assert done.returncode == 0, done.stderr
+    other = dataclasses.replace(tiny_data, store=str(tmp_path / "store"))
+    assert store.digest(other) == store.digest(tiny_data)
+    assert "normalizer.cc" not in done.stderr
 
 
 def test_evaluate_sample_and_plot_a_run(straight):
@@ -367,6 +391,14 @@ def test_what_cannot_be_done_is_said_in_a_line(
     shutil.rmtree(damaged / "checkpoints/12/model")
     line = refused("sample", damaged, "--prompt", "x", *devices)
     assert f"checkpoint {damaged}/checkpoints/12 is damaged: " in line
+    line = refused("evaluate", straight[0], "--set", "model.num_layers=3", *devices)
+    assert "model.num_layers: got 3, but checkpoint" in line and "has 2; expected the same" in line
+    line = refused("train", experiment_file, *new, "--set", "data.tokenizer=embedded")
+    assert "data.tokenizer: got 'embedded', but source github of the token store" in line
+    line = refused("train", experiment_file, *new, "--set", "data.store=gs://BUCKET/store")
+    assert "data.store: got 'gs://BUCKET/store', which cannot be read or written" in line
+    assert "--multihost: got '1,2'" in refused("train", experiment_file, *new, "--multihost", "1,2")
+    assert "metrics.jsonl; it is written by llama-jax train" in refused("plot", tmp_path / "no")
     assert "no checkpoint '7'" in refused("sample", f"{straight[0]}@7", "--prompt", "x")
 
 

@@ -134,7 +134,10 @@ def write_array(store: str, path: str, tokens: np.ndarray) -> None:
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
     }
     spec = {"driver": "zarr3", "kvstore": _kvstore(store, f"{path}/"), "metadata": metadata}
-    ts.open(spec, create=True, delete_existing=True).result().write(tokens).result()
+    try:
+        ts.open(spec, create=True, delete_existing=True).result().write(tokens).result()
+    except ValueError as e:
+        raise _unusable(store, e) from e
 
 
 def open_array(store: str, path: str, context: ts.Context | None = None) -> ts.Future:
@@ -150,7 +153,10 @@ def open_array(store: str, path: str, context: ts.Context | None = None) -> ts.F
 
 def read_json(store: str, path: str) -> dict[str, typing.Any] | None:
     """None if there is no such file."""
-    found = ts.KvStore.open(_kvstore(store, "")).result().read(path).result()
+    try:
+        found = ts.KvStore.open(_kvstore(store, "")).result().read(path).result()
+    except ValueError as e:
+        raise _unusable(store, e) from e
     try:
         return None if found.state == "missing" else json.loads(found.value)
     except ValueError as e:
@@ -160,7 +166,15 @@ def read_json(store: str, path: str) -> dict[str, typing.Any] | None:
 def write_json(store: str, path: str, value: dict[str, typing.Any]) -> None:
     """Atomically."""
     text = json.dumps(value, indent=1).encode()
-    ts.KvStore.open(_kvstore(store, "")).result().write(path, text).result()
+    try:
+        ts.KvStore.open(_kvstore(store, "")).result().write(path, text).result()
+    except ValueError as e:
+        raise _unusable(store, e) from e
+
+
+def _unusable(store: str, error: ValueError) -> UserError:
+    reason = str(error).partition(" [")[0].splitlines()[0]
+    return UserError(f"data.store: got {store!r}, which cannot be read or written; {reason}")
 
 
 def _kvstore(store: str, path: str) -> typing.Any:
