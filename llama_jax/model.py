@@ -119,7 +119,7 @@ class Llama(nnx.Module):
         embed_VD = reshard(self.embed_VD[...], P("tensor")).astype(jnp.float32)
         # The residual stream is split as the tokens are: in time, too, if they are.
         residual = P(*jax.typeof(tokens_BT).sharding.spec, None)
-        x_BTD = embed_VD.at[tokens_BT].get(out_sharding=residual).astype(self.cfg.compute_dtype)
+        x_BTD = embed_VD.at[tokens_BT].get(out_sharding=residual).astype(self.embed_VD.dtype)
         positions_BT = reshard(positions_BT, activation_spec("BT"))
         rotation = rotation_of(positions_BT, self.cfg.head_dim, self.cfg.rope_theta)
 
