@@ -1,6 +1,10 @@
 """The decoder against transformers' LLaMA, real trained weights, and its own invariants."""
 
 import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,9 +14,10 @@ import pytest
 from flax import nnx
 
 from llama_jax import config
-from llama_jax.config import ModelConfig
+from llama_jax.config import MeshConfig, ModelConfig
 from llama_jax.flops import num_params
 from llama_jax.model import Llama, RMSNorm
+from llama_jax.sharding import make_mesh
 
 WEIGHTS = Path(__file__).parents[2] / "shared/data/weights"
 MHA = ModelConfig(
@@ -57,33 +62,29 @@ def test_parameter_counts_are_the_published_ones(one_device, cfg, expected):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(model))
 
 
-def as_transformers(model: Llama, cfg: ModelConfig):
-    """The same weights in transformers' own module."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    reference = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=cfg.vocab_size,
-            hidden_size=cfg.embed_dim,
-            num_hidden_layers=cfg.num_layers,
-            num_attention_heads=cfg.num_heads,
-            num_key_value_heads=cfg.kv_heads,
-            intermediate_size=cfg.mlp_dim,
-            rms_norm_eps=cfg.norm_eps,
-            tie_word_embeddings=cfg.tie_embeddings,
-            attn_implementation="eager",
-        )
-    )
+def as_transformers(model: Llama, cfg: ModelConfig) -> dict[str, np.ndarray]:
+    """The same weights under transformers' names, and its configuration."""
     D, layers = cfg.embed_dim, model.layers
     state = {
+        "config": json.dumps(
+            {
+                "vocab_size": cfg.vocab_size,
+                "hidden_size": cfg.embed_dim,
+                "num_hidden_layers": cfg.num_layers,
+                "num_attention_heads": cfg.num_heads,
+                "num_key_value_heads": cfg.kv_heads,
+                "intermediate_size": cfg.mlp_dim,
+                "rms_norm_eps": cfg.norm_eps,
+                "tie_word_embeddings": cfg.tie_embeddings,
+            }
+        ),
         "model.embed_tokens.weight": model.embed_VD,
         "model.norm.weight": model.final_norm.scale_D,
+        "lm_head.weight": model.embed_VD if cfg.tie_embeddings else model.lm_head_DV[...].T,
     }
-    state["lm_head.weight"] = model.embed_VD if cfg.tie_embeddings else model.lm_head_DV[...].T
     for i in range(cfg.num_layers):
         state |= {
-            f"model.layers.{i}.{name}": np.asarray(value)
+            f"model.layers.{i}.{name}": value
             for name, value in {
                 "input_layernorm.weight": layers.attn_norm.scale_D[i],
                 "post_attention_layernorm.weight": layers.mlp_norm.scale_D[i],
@@ -96,31 +97,46 @@ def as_transformers(model: Llama, cfg: ModelConfig):
                 "mlp.down_proj.weight": layers.mlp.w_down_FD[i].T,
             }.items()
         }
-    reference.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in state.items()})
-    return reference.eval()
+    return {name: np.asarray(value) for name, value in state.items()}
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("cfg", [MHA, GQA], ids=["mha", "gqa"])
-def test_logits_equal_transformers(one_device, tokens, cfg, tied):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    cfg = dataclasses.replace(cfg, tie_embeddings=tied)
-    model = Llama(cfg, nnx.Rngs(1))
-    with torch.no_grad():
-        expected = as_transformers(model, cfg)(torch.tensor(tokens)).logits.numpy()
-    got = logits_of(model, tokens)
+REFERENCES = {
+    f"{name}{'_tied' * tied}": dataclasses.replace(cfg, tie_embeddings=tied)
+    for name, cfg in (("mha", MHA), ("gqa", GQA))
+    for tied in (False, True)
+}
+
+
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory) -> Path:
+    """A directory with the logits of each of REFERENCES, and of a norm in bf16."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    directory = tmp_path_factory.mktemp("transformers")
+    tokens = np.random.default_rng(0).integers(0, 96, (2, 33))
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
+        for name, cfg in REFERENCES.items():
+            weights = as_transformers(Llama(cfg, nnx.Rngs(1)), cfg)
+            np.savez(directory / name, tokens=tokens, **weights)
+    (directory / "norm").mkdir()
+    x = np.random.default_rng(0).normal(size=(1, 8, 64)).astype(np.float32)
+    np.save(directory / "norm/x", x)
+    np.save(directory / "norm/scale", np.linspace(0.5, 3, 64, dtype=np.float32))
+    script = Path(__file__).with_name("torch_reference.py")
+    subprocess.run([sys.executable, script, directory], check=True)
+    return directory
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_logits_equal_transformers(one_device, transformers, name):
+    expected = np.load(transformers / f"{name}.logits.npy")
+    tokens = np.load(transformers / f"{name}.npz")["tokens"].astype(np.int32)
+    got = logits_of(Llama(REFERENCES[name], nnx.Rngs(1)), tokens)
     assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
 
 
-def test_bf16_norm_is_rounded_before_it_is_scaled(one_device):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-
-    x = np.random.default_rng(0).normal(size=(1, 8, 64)).astype(np.float32)
-    scale = np.linspace(0.5, 3, 64, dtype=np.float32)
-    reference = LlamaRMSNorm(64, eps=1e-6).to(torch.bfloat16)
-    reference.weight.data = torch.tensor(scale).bfloat16()
-    expected = reference(torch.tensor(x).bfloat16()).float().detach().numpy()
+def test_bf16_norm_is_rounded_before_it_is_scaled(one_device, transformers):
+    x, scale, expected = (np.load(transformers / f"norm/{n}.npy") for n in ("x", "scale", "y"))
     norm = RMSNorm(64, 1e-6)
     norm.scale_D = nnx.Param(jnp.asarray(scale, jnp.bfloat16))
     got = np.asarray(norm(jnp.asarray(x, jnp.bfloat16)), np.float32)
