@@ -1,11 +1,12 @@
 # make train: trains the quickstart. make test: runs every test. Both set themselves up first.
 # Another Python:  make test PYTHON=python3.13
-# Another JAX:     make test PYTHON=python3.13 JAX=0.12.0.1
+# The newest JAX:  make test PYTHON=python3.13 REQUIREMENTS=requirements-current.txt
 # On a TPU VM:     make setup REQUIREMENTS=requirements-tpu.txt
+# Each requirements file but the first has an environment of its own: .venv, .venv-current, .venv-tpu.
 
 PYTHON ?= python3
 REQUIREMENTS ?= requirements.txt
-VENV ?= .venv$(JAX:%=-jax-%)
+VENV ?= $(REQUIREMENTS:requirements%.txt=.venv%)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 BIN := $(VENV)/bin
 # A stamp says that these requirements are installed, for this version of Python.
@@ -14,7 +15,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: setup train test lint format clean
 
-setup: $(READY)-$(REQUIREMENTS) $(JAX:%=$(READY)-jax-%)
+setup: $(READY)-$(REQUIREMENTS)
 
 $(READY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -30,12 +31,8 @@ $(READY)-requirements.txt: requirements.txt pyproject.toml | $(READY)
 	@$(UV) --no-deps --editable .
 	@touch $@
 
-$(READY)-requirements-tpu.txt: requirements-tpu.txt $(READY)-requirements.txt
-	@$(UV) -r requirements-tpu.txt
-	@touch $@
-
-$(READY)-jax-$(JAX): $(READY)-requirements.txt
-	@$(UV) jax==$(JAX)
+$(READY)-requirements-tpu.txt $(READY)-requirements-current.txt: $(READY)-%: % $(READY)-requirements.txt
+	@$(UV) -r $*
 	@touch $@
 
 # By pip, which knows of a local build of torch where its own configuration names one.
