@@ -48,15 +48,19 @@ def _generate(model: Llama, given_BT, temperature, top_p, key):
     model = jax.tree.map(lambda w: w.astype(dtype), model)
     B, T = given_BT.shape
 
+    def given_at(place):
+        # Said, because JAX versions differ on how a slice of a single row is sharded.
+        return jax.sharding.reshard(given_BT[:, place], activation_spec("B"))
+
     def step(carry, place):
         tokens_B, caches = carry
         logits_BTV, caches = model.decode(tokens_B[:, None], place, caches)
         drawn_B = choose(logits_BTV[:, 0], temperature, top_p, jax.random.fold_in(key, place))
-        next_B = given_BT[:, place + 1]
+        next_B = given_at(place + 1)
         next_B = jnp.where(next_B == NOT_GIVEN, drawn_B, next_B)
         return (next_B, caches), next_B
 
-    first_B = given_BT[:, 0]
+    first_B = given_at(0)
     _, rest_TB = jax.lax.scan(step, (first_B, new_cache(model.cfg, B, T)), jnp.arange(T - 1))
     return jnp.concatenate([first_B[:, None], rest_TB.T], axis=1)
 
@@ -71,4 +75,5 @@ def choose(logits_BV: jax.Array, temperature, top_p, key: jax.Array) -> jax.Arra
     least_B1 = jnp.min(jnp.where(before_BV > top_p, 1.0, sorted_BV), axis=-1, keepdims=True)
     kept_BV = jnp.where(probs_BV < least_B1, -jnp.inf, jnp.log(probs_BV))
     drawn_B = jax.random.categorical(key, kept_BV, axis=-1)
+    drawn_B = jax.sharding.reshard(drawn_B, activation_spec("B"))
     return jnp.where(temperature == 0, jnp.argmax(logits_BV, axis=-1), drawn_B)
