@@ -1,7 +1,7 @@
 """LLaMA-33B: 32.5B parameters on 1.4T tokens, as in the paper's Table 2 and section 2.3.
 
-Needs: a token store of the paper's seven sources, and 256 v4 chips or another slice with a mesh of
-its own, e.g. --set mesh.fsdp=N.
+Needs: a token store of the paper's seven sources, and 256 v4 chips, a number chosen by arithmetic
+and not measured; another slice wants a mesh of its own, e.g. --set mesh.fsdp=N.
 Takes, by the paper's Table 15: 530,432 A100-80GB hours, 10.8 days on 2048 of them.
 
 llama-jax train experiments/llama_33b.py --workdir gs://BUCKET/llama_33b --multihost

@@ -1,7 +1,7 @@
 """LLaMA-65B: 65.3B parameters on 1.4T tokens, as in the paper's Table 2 and section 2.3.
 
-Needs: a token store of the paper's seven sources, and 2048 v4 chips or another slice with a mesh of
-its own, e.g. --set mesh.fsdp=N.
+Needs: a token store of the paper's seven sources, and 2048 v4 chips, a number chosen by arithmetic
+and not measured; another slice wants a mesh of its own, e.g. --set mesh.fsdp=N.
 Takes, by the paper's Table 15: 1,022,362 A100-80GB hours, 20.8 days on 2048 of them.
 
 llama-jax train experiments/llama_65b.py --workdir gs://BUCKET/llama_65b --multihost

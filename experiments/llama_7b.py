@@ -1,7 +1,7 @@
 """LLaMA-7B: 6.7B parameters on 1.0T tokens, as in the paper's Table 2 and section 2.3.
 
-Needs: a token store of the paper's seven sources, and 64 v4 chips or another slice with a mesh of
-its own, e.g. --set mesh.fsdp=N.
+Needs: a token store of the paper's seven sources, and 64 v4 chips, a number chosen by arithmetic
+and not measured; another slice wants a mesh of its own, e.g. --set mesh.fsdp=N.
 Takes, by the paper's Table 15: 82,432 A100-80GB hours, 1.7 days on 2048 of them.
 
 llama-jax train experiments/llama_7b.py --workdir gs://BUCKET/llama_7b --multihost
