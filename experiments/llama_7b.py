@@ -1,14 +1,20 @@
-"""LLaMA-7B: 6.7B parameters on 1.0T tokens, as in the paper's Table 2 and section 2.3.
+r"""LLaMA-7B: 6.7B parameters on 1.0T tokens, as in the paper's Table 2 and section 2.3.
 
-Needs: a token store of the paper's seven sources, and 64 v4 chips, a number chosen by arithmetic
-and not measured; another slice wants a mesh of its own, e.g. --set mesh.fsdp=N.
+Needs: a token store of the paper's seven sources, and one of the SLICES below, each compiled for by
+`llama-jax plan`; their figures are in results/plans.json.
 Takes, by the paper's Table 15: 82,432 A100-80GB hours, 1.7 days on 2048 of them.
 
-llama-jax train experiments/llama_7b.py --workdir gs://BUCKET/llama_7b --multihost
+llama-jax plan experiments/llama_7b.py --slice v5p:4x4x4
+llama-jax train experiments/llama_7b.py --slice v5p:4x4x4 --multihost \
+    --workdir gs://BUCKET/llama_7b
 """
 
+import dataclasses
+
 from llama_jax.config import (
+    ASYNC_GATHERS,
     LLAMA_7B,
+    WHOLE_LOOPS,
     DataConfig,
     Experiment,
     MeshConfig,
@@ -16,10 +22,19 @@ from llama_jax.config import (
     RunConfig,
 )
 
+# Slice: mesh, micro-batches, rematerialisation.
+SLICES = {
+    "v4:4x4x4": (MeshConfig(fsdp=64), 4, "qkv_offload"),
+    "v5e:8x8": (MeshConfig(fsdp=64), 4, "offload"),
+    "v5p:4x4x4": (MeshConfig(fsdp=64), 4, "linear_offload"),
+    "v6e:8x8": (MeshConfig(fsdp=64), 4, "qkv_offload"),
+}
 
-def get_experiment() -> Experiment:
+
+def get_experiment(slice: str = "v4:4x4x4") -> Experiment:
+    mesh, micro_batches, remat = SLICES[slice]
     return Experiment(
-        model=LLAMA_7B,
+        model=dataclasses.replace(LLAMA_7B, attention="splash", remat=remat),
         data=DataConfig(
             corpus="gs://BUCKET/corpus",
             tokenizer="gs://BUCKET/tokenizer.model",
@@ -28,10 +43,11 @@ def get_experiment() -> Experiment:
             batch_size=2048,  # rows: 4M tokens
         ),
         optimizer=OptimizerConfig(peak_lr=3e-4, warmup_steps=2_000),
-        mesh=MeshConfig(fsdp=64),
+        mesh=dataclasses.replace(mesh, slice=slice),
         run=RunConfig(
             num_steps=238_419,  # 1.0T tokens
-            micro_batches=8,
+            micro_batches=micro_batches,
+            compiler_options=(ASYNC_GATHERS, WHOLE_LOOPS),
             eval_every=1_000,
             eval_rows=512,
             checkpoint_every=1_000,

@@ -31,7 +31,9 @@ class ModelConfig:
     tie_embeddings: bool = False
     init_std: float = 0.02  # the paper does not state its initialisation; 0.02 is OpenLLaMA's
     compute_dtype: str = "bfloat16"  # one of COMPUTE_DTYPES; parameters are always float32
-    remat: str = "nothing_saveable"  # one of REMAT_POLICIES
+    remat: str = "nothing"  # one of REMAT_POLICIES
+    attention: str = "reference"  # one of ATTENTION_KERNELS
+    attention_block: int = 512  # queries and keys in a tile of the splash kernel
 
     @property
     def head_dim(self) -> int:
@@ -50,12 +52,40 @@ class ModelConfig:
 
 
 COMPUTE_DTYPES = ("bfloat16", "float32")
-# Names in jax.checkpoint_policies: what the backward pass may keep instead of recomputing.
-REMAT_POLICIES = (
-    "nothing_saveable",
-    "dots_with_no_batch_dims_saveable",
-    "dots_saveable",
-    "everything_saveable",
+ATTENTION_KERNELS = ("reference", "splash", "cudnn")  # any device; TPU; NVIDIA GPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Remat:
+    """The outputs in a block, by their names in model.py, that the backward pass need not compute
+    again: kept in device memory, or sent to the host's and fetched back."""
+
+    save: tuple[str, ...] = ()
+    offload: tuple[str, ...] = ()
+
+
+# The paper, section 2.4: save what is expensive to compute, such as the outputs of linear layers.
+_LINEAR = ("query", "key", "value", "out", "gate", "up")
+REMAT_POLICIES = {
+    "nothing": Remat(),  # but the block's input, called residual
+    "qkv": Remat(save=("query", "key", "value", "context")),
+    "qkv_offload": Remat(save=("query", "key", "value"), offload=("context", "residual")),
+    "offload": Remat(offload=("query", "key", "value", "context", "residual")),
+    "linear": Remat(save=(*_LINEAR, "context")),
+    "linear_offload": Remat(save=_LINEAR, offload=("context", "residual")),
+    "everything": Remat(),  # no rematerialisation at all, see model.py
+}
+
+# Options of libtpu for run.compiler_options; the effect of each is in experiments/LOG.md.
+ASYNC_GATHERS = (
+    "xla_enable_async_all_gather",
+    "true",
+    "v4 and v5p gather the next weights while they multiply by these",
+)
+WHOLE_LOOPS = (
+    "xla_tpu_pipeline_memory_host_transfers",
+    "false",
+    "with offloading, the pipeliner peels a layer off the loop and copies all that is saved",
 )
 
 # The paper's sizes (Table 2). norm_eps is the released params.json's: 1e-5 for 65B only.
@@ -121,6 +151,7 @@ class MeshConfig:
     fsdp: int = 1  # batch and parameters split
     tensor: int = 1  # heads, MLP width and vocabulary split
     sequence_parallel: bool = False  # between blocks, split activations in time over `tensor`
+    slice: str | None = None  # what it is laid out for, as `llama-jax plan` names it: "v5p:4x4x4"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,6 +160,9 @@ class RunConfig:
 
     num_steps: int
     micro_batches: int = 1  # gradients of this many slices of the batch are added up
+    gradient_dtype: str = "float32"  # one of COMPUTE_DTYPES: of the sum over micro-batches
+    # Of libtpu or XLA, for the train step: (name, value, the reason why).
+    compiler_options: tuple[tuple[str, str, str], ...] = ()
     seed: int = 0  # of the initial weights
     eval_every: int  # steps
     eval_rows: int  # held-out rows per source, at the most
@@ -147,10 +181,14 @@ class Experiment:
     run: RunConfig
 
 
-def load(path: str, overrides: typing.Sequence[str] = ()) -> Experiment:
+def load(
+    path: str, overrides: typing.Sequence[str] = (), slice_name: str | None = None
+) -> Experiment:
     """The validated experiment that get_experiment() of the file at `path` returns.
 
     overrides: "section.field=value" strings, applied in order before validation.
+    slice_name: goes to get_experiment(slice) if it is one of the file's SLICES; otherwise the
+    experiment is the default one, and its mesh is said to be for that slice.
     Raises UserError for a file, field or value that cannot be used.
     """
     if not Path(path).is_file():
@@ -163,7 +201,10 @@ def load(path: str, overrides: typing.Sequence[str] = ()) -> Experiment:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        experiment = module.get_experiment()
+        if slice_name in getattr(module, "SLICES", ()):
+            experiment = module.get_experiment(slice_name)
+        else:
+            experiment = module.get_experiment()
     except Exception as e:
         raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
     if not isinstance(experiment, Experiment):
@@ -171,6 +212,8 @@ def load(path: str, overrides: typing.Sequence[str] = ()) -> Experiment:
             f"experiment: get_experiment() of {path} returned {type(experiment).__name__}; "
             "it must return a llama_jax.config.Experiment"
         )
+    if slice_name is not None:
+        experiment = override(experiment, f"mesh.slice={slice_name}")
     for text in overrides:
         experiment = override(experiment, text)
     validate(experiment)
@@ -202,6 +245,8 @@ def override(experiment: Experiment, text: str) -> Experiment:
 
 def _parse(text: str, hint: typing.Any) -> typing.Any:
     if hint is str:
+        return text
+    if hint == str | None and text.lower() != "none":
         return text
     literals = {"true": True, "false": False, "none": None}
     try:
@@ -271,6 +316,18 @@ def validate(experiment: Experiment) -> None:
         "model.compute_dtype",
         repr(model.compute_dtype),
         f"one of {', '.join(COMPUTE_DTYPES)}",
+    )
+    check(
+        run.gradient_dtype in COMPUTE_DTYPES,
+        "run.gradient_dtype",
+        repr(run.gradient_dtype),
+        f"one of {', '.join(COMPUTE_DTYPES)}",
+    )
+    check(
+        model.attention in ATTENTION_KERNELS,
+        "model.attention",
+        repr(model.attention),
+        f"one of {', '.join(ATTENTION_KERNELS)}",
     )
     check(
         model.remat in REMAT_POLICIES,

@@ -33,7 +33,11 @@ def model_flops_per_token(cfg: ModelConfig, seq_len: int) -> int:
 
 
 def executed_flops(jaxpr) -> int:
-    """FLOPs of all matrix products in a traced program, over all devices, loops multiplied out."""
+    """FLOPs of all matrix products in a traced program, over all devices, loops multiplied out.
+
+    A kernel is taken to be causal attention: of its grid's last two dimensions, tiles of queries
+    and of keys in either order, it computes those that the diagonal does not cut off.
+    """
     total = 0
     for eqn in jaxpr.eqns:
         times = 1
@@ -45,6 +49,11 @@ def executed_flops(jaxpr) -> int:
             times = eqn.params["length"]
         elif eqn.primitive.name == "shard_map":  # its body's shapes are one device's
             times = eqn.params["mesh"].size
+        elif eqn.primitive.name == "pallas_call":
+            *outer, n, m = eqn.params["grid_mapping"].grid
+            times = math.prod(outer) * sum(b * n < (a + 1) * m for a in range(n) for b in range(m))
+        elif eqn.primitive.name == "cond":
+            total += max(executed_flops(branch.jaxpr) for branch in eqn.params["branches"])
         for value in eqn.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
-from llama_jax.sharding import ACTIVATION_RULES, activation_spec, param_spec
+from llama_jax.sharding import ACTIVATION_RULES, activation_spec, gather, param_spec, reduce_scatter
 
-CHUNK = 512  # tokens per device whose logits exist at a time
+CHUNK = 1024  # tokens per device whose logits exist at a time
 
 
 def cross_entropy(x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array):
@@ -60,7 +60,7 @@ def _on_mesh(with_grads: bool, x_BTD, head_DV, targets_BT):
         out_specs=(P(), P(), x_spec, param_spec("DV")),
         check_vma=False,
     )
-    return on_device(x_BTD, reshard(head_DV, head_spec), targets_BT)
+    return on_device(x_BTD, gather(head_DV, "DV"), targets_BT)
 
 
 def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):
@@ -99,6 +99,5 @@ def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):
     count = jax.lax.psum(jnp.sum(targets_BT >= 0), batch_axes)
     if dx_CND is None:
         return loss, count, None, None
-    dhead_DV = jax.lax.psum_scatter(dhead_DV, "fsdp", scatter_dimension=0, tiled=True)
-    dhead_DV = jax.lax.psum(dhead_DV, "replica").astype(head_DV.dtype)
+    dhead_DV = reduce_scatter(dhead_DV, "DV").astype(head_DV.dtype)
     return loss, count, dx_CND.reshape(-1, D)[: B * T].reshape(B, T, D), dhead_DV

@@ -27,8 +27,8 @@ def continue_prompts(
     """
     longest = max(map(len, prompts)) + max_tokens
     mesh = jax.sharding.get_mesh()
-    rows = -(-len(prompts) // (mesh.shape["replica"] * mesh.shape["fsdp"]))
-    rows *= mesh.shape["replica"] * mesh.shape["fsdp"]
+    ways = mesh.size // mesh.shape["tensor"]
+    rows = -(-len(prompts) // ways) * ways
     given_BT = np.full((rows, longest), NOT_GIVEN, np.int32)
     for row, prompt in enumerate(prompts):
         given_BT[row, : len(prompt)] = prompt

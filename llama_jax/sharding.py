@@ -12,28 +12,74 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from llama_jax.config import MeshConfig, UserError
 
-MESH_AXES = ("replica", "fsdp", "tensor")
-PARAM_RULES = {"D": "fsdp", "G": "tensor", "F": "tensor", "V": "tensor"}
-ACTIVATION_RULES = {"B": ("replica", "fsdp"), "G": "tensor", "F": "tensor", "V": "tensor"}
+# What mesh.fsdp counts are two axes of the mesh, see make_mesh.
+FSDP = ("plane", "ring")
+MESH_AXES = ("replica", *FSDP, "tensor")
+PARAM_RULES = {"D": FSDP, "G": "tensor", "F": "tensor", "V": "tensor"}
+ACTIVATION_RULES = {"B": ("replica", *FSDP), "G": "tensor", "F": "tensor", "V": "tensor"}
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:
-    """A mesh over all of `devices`. Raises UserError unless the axes multiply to their number."""
+    """A mesh over all of `devices`. Raises UserError unless the axes multiply to their number.
+
+    The replicas are spread over the slices, if there are several: parameters are gathered within a
+    slice, and only sums of gradients cross the data-centre network. fsdp is laid out as `plane`
+    times `ring`, the latter along one axis of the torus, so that gradients can be scattered over
+    one and then over the other (reduce_scatter).
+    """
     shape = (cfg.replica, cfg.fsdp, cfg.tensor)
     if math.prod(shape) != len(devices):
         raise UserError(
             f"mesh: replica * fsdp * tensor = {' * '.join(map(str, shape))} = {math.prod(shape)}, "
             f"but there are {len(devices)} devices ({devices[0].device_kind})"
         )
-    return jax.make_mesh(
-        shape, MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES), devices=devices
+    num_slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if cfg.replica % num_slices:
+        raise UserError(
+            f"mesh.replica: got {cfg.replica}, expected a multiple of the {num_slices} slices"
+        )
+    grid = (
+        mesh_utils.create_hybrid_device_mesh(
+            (cfg.replica // num_slices, cfg.fsdp, cfg.tensor),
+            (num_slices, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+        if num_slices > 1
+        else mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     )
+    ring = ring_length(grid[0, :, 0])
+    return jax.sharding.Mesh(
+        grid.reshape(cfg.replica, cfg.fsdp // ring, ring, cfg.tensor),
+        MESH_AXES,
+        axis_types=(AxisType.Explicit,) * len(MESH_AXES),
+    )
+
+
+def ring_length(devices: Sequence[Any]) -> int:
+    """How many of the devices, from the first, follow one axis of the torus; 1 if all of them do,
+    or if they know no torus."""
+    if not hasattr(devices[0], "coords"):
+        return 1
+    n = 1
+    while n < len(devices):
+        if (
+            sum(
+                len(set(axis)) > 1
+                for axis in zip(*(d.coords for d in devices[: n + 1]), strict=True)
+            )
+            > 1
+        ):
+            break
+        n += 1
+    return n if n < len(devices) and len(devices) % n == 0 else 1
 
 
 def param_spec(dims: str) -> P:
@@ -62,9 +108,29 @@ def einsum(
     return _einsum(spec, out, dtype, x, w)
 
 
+def gather(w: jax.Array, dims: str) -> jax.Array:
+    """A weight that is whole along fsdp, and split over `tensor` as before.
+
+    In two stages, because libtpu makes of one gather over all axes of a torus an all-reduce of
+    zeros and shares, which moves every byte twice and which nothing overlaps.
+    """
+    for axis in FSDP[:1], ():
+        w = reshard(
+            w, P(*(axis if PARAM_RULES.get(d) == FSDP else PARAM_RULES.get(d) for d in dims))
+        )
+    return w
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _einsum(spec: str, out: P, dtype: DTypeLike | None, x: jax.Array, w: jax.Array) -> jax.Array:
+    if _is_weight(spec):
+        w = gather(w, spec[spec.index(",") + 1 : spec.index("->")])
     return jnp.einsum(spec, x, w, out_sharding=out, preferred_element_type=dtype)
+
+
+def _is_weight(spec: str) -> bool:
+    """Whether the second operand has no batch: in attention, both are activations."""
+    return "B" not in spec[spec.index(",") : spec.index("->")]
 
 
 def _einsum_forward(spec, out, dtype, x, w):
@@ -76,15 +142,44 @@ def _einsum_backward(spec, out, dtype, operands, grad):
     # of grad, the wider operand, cost a fifth of a 110M model's step on a CPU.
     x, w = operands
     x_dims, w_dims, out_dims = spec.replace("->", ",").split(",")
-    return (
-        _like(x, f"{out_dims},{w_dims}->{x_dims}", grad, w),
-        _like(w, f"{x_dims},{out_dims}->{w_dims}", x, grad),
-    )
+    x_spec = f"{out_dims},{w_dims}->{x_dims}"
+    w_spec = f"{x_dims},{out_dims}->{w_dims}"
+    if not _is_weight(spec):
+        return _like(x, x_spec, grad, w), _like(w, w_spec, x, grad)
+    grad = reshard(grad, activation_spec(out_dims))  # gathers, once, what is split in time
+    return _like(x, x_spec, grad, gather(w, w_dims)), _weight_gradient(w_spec, x, grad, w.dtype)
 
 
 def _like(operand: jax.Array, spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
     sharding = jax.typeof(operand).sharding.spec
     return jnp.einsum(spec, a, b, out_sharding=sharding, preferred_element_type=operand.dtype)
+
+
+def _weight_gradient(spec: str, x: jax.Array, grad: jax.Array, dtype: DTypeLike) -> jax.Array:
+    x_dims, grad_dims, w_dims = spec.replace("->", ",").split(",")
+
+    def on_device(x, grad):
+        return reduce_scatter(jnp.einsum(spec, x, grad, preferred_element_type=dtype), w_dims)
+
+    return jax.shard_map(
+        on_device,
+        in_specs=(activation_spec(x_dims), activation_spec(grad_dims)),
+        out_specs=param_spec(w_dims),
+        check_vma=False,
+    )(x, grad)
+
+
+def reduce_scatter(w: jax.Array, dims: str) -> jax.Array:
+    """In shard_map: the sum of all devices' gradients of a weight, each device left with its share.
+
+    In two stages, and with D first, because libtpu makes an all-reduce, which moves every byte
+    twice, of a reduce-scatter over all axes of a torus at once or over less than a tile of lanes.
+    """
+    axis = dims.index("D")
+    w = jnp.moveaxis(w, axis, 0)
+    for stage in FSDP:
+        w = jax.lax.psum_scatter(w, stage, scatter_dimension=0, tiled=True)
+    return jnp.moveaxis(jax.lax.psum(w, "replica"), 0, axis)
 
 
 _einsum.defvjp(_einsum_forward, _einsum_backward)

@@ -34,7 +34,8 @@ def loss_sum(model: Llama, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.
     dtype = jnp.dtype(model.cfg.compute_dtype)
     model = jax.tree.map(lambda w: w.astype(dtype), model)  # cast once: all-gathers then move bf16
     x_BTD = model.hidden(batch["tokens"], batch["segments"], batch["positions"])
-    return cross_entropy(x_BTD, model.head_DV, batch["targets"])
+    with jax.named_scope("loss"):
+        return cross_entropy(x_BTD, model.head_DV, batch["targets"])
 
 
 def make_train_step(experiment: Experiment):
@@ -50,18 +51,24 @@ def make_train_step(experiment: Experiment):
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         def accumulate(total, micro_batch):
-            return jax.tree.map(jnp.add, total, value_and_grad(state.model, micro_batch)), None
+            # The barrier keeps XLA from moving the reductions of the gradients out of this loop:
+            # it would hold them unreduced, and libtpu 0.0.42 breaks off at those in two stages.
+            new = jax.lax.optimization_barrier(value_and_grad(state.model, micro_batch))
+            return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, new), None
 
         if batch["tokens"].shape[0] == 1:  # no scan: its carry would be a second set of gradients
             total = value_and_grad(state.model, {name: x_ABT[0] for name, x_ABT in batch.items()})
         else:
             no_loss = jnp.zeros(()), jnp.zeros((), jnp.int32)
-            zeros = no_loss, jax.tree.map(jnp.zeros_like, state.model)
-            total, _ = jax.lax.scan(accumulate, zeros, batch)
+            zeros = jax.tree.map(
+                lambda w: jnp.zeros_like(w, experiment.run.gradient_dtype), state.model
+            )
+            total, _ = jax.lax.scan(accumulate, (no_loss, zeros), batch)
         (loss, targets), grads = total
-        grads = jax.tree.map(lambda g: g / targets, grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.model)
-        model = optax.apply_updates(state.model, updates)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32) / targets, grads)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = tx.update(grads, state.opt_state, state.model)
+            model = optax.apply_updates(state.model, updates)
         metrics = {
             "loss": loss / targets,
             "targets": targets,
@@ -70,7 +77,8 @@ def make_train_step(experiment: Experiment):
         }
         return TrainState(step=state.step + 1, model=model, opt_state=opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    options = {name: value for name, value, _ in experiment.run.compiler_options}
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options or None)
 
 
 def make_eval_step():

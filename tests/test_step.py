@@ -114,6 +114,24 @@ def test_every_mesh_agrees_with_one_device(reference, mesh):
     assert gate.addressable_shards[0].data.size == gate.size // (mesh.fsdp * mesh.tensor)
 
 
+def test_two_stages_over_fsdp_agree_with_one_device(reference, monkeypatch):
+    """As on a torus: gathers and reductions over a ring and over the planes it connects."""
+    monkeypatch.setattr("llama_jax.sharding.ring_length", lambda devices: 2)
+    mesh = MeshConfig(fsdp=4, tensor=2, sequence_parallel=True)
+    np.testing.assert_allclose(
+        run(dataclasses.replace(BASE, mesh=mesh))[0], reference[0], rtol=1e-5
+    )
+
+
+def test_bf16_sums_of_micro_batches_are_close(reference):
+    experiment = replace(BASE, "run", micro_batches=4, gradient_dtype="bfloat16")
+    losses, state, _ = run(experiment)
+    np.testing.assert_allclose(losses, reference[0], rtol=1e-2)
+    assert (losses != reference[0]).any()
+    floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+    assert {x.dtype for x in floats} == {jnp.dtype("float32")}
+
+
 def test_sequence_parallel_residuals_are_split_in_time():
     mesh_cfg = MeshConfig(fsdp=2, tensor=4, sequence_parallel=True)
     mesh = make_mesh(mesh_cfg, jax.devices())
@@ -127,7 +145,9 @@ def test_sequence_parallel_residuals_are_split_in_time():
         jaxpr = jax.make_jaxpr(loss_sum)(state.model, batch)
     (scan,) = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
     residual = [v.aval for v in scan.outvars if v.aval.shape == (8, 24, 32)]
-    assert [a.sharding.spec for a in residual] == [jax.P(("replica", "fsdp"), "tensor", None)]
+    assert [a.sharding.spec for a in residual] == [
+        jax.P(("replica", "plane", "ring"), "tensor", None)
+    ]
 
 
 def test_grouped_heads_and_a_tied_head_agree_over_a_mesh():
