@@ -6,6 +6,7 @@ import jax
 from etils import epath
 
 from llama_jax import checkpoint
+from llama_jax.attention import check_platform
 from llama_jax.config import Experiment, UserError, differences, from_json, to_json
 from llama_jax.data import store, tokenizer
 from llama_jax.data.batches import train_batches
@@ -17,11 +18,16 @@ from llama_jax.report import Report
 from llama_jax.sharding import batch_sharding, make_mesh
 from llama_jax.step import init_state, make_eval_step, make_train_step
 
+STEPS_BEFORE_PROFILE = 2  # the first steps of a process wait for compilation and for data
 
-def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> None:
+
+def train(
+    experiment: Experiment, workdir: epath.Path, accept_changes: bool, profile_steps: int = 0
+) -> None:
     """Trains to run.num_steps, going on from the newest checkpoint in workdir if there is one.
 
     accept_changes: go on even if workdir was begun with another experiment.
+    profile_steps: trace this many steps into workdir/profile, for TensorBoard or XProf.
     Raises UserError for what does not fit together, NonFiniteLoss if the loss does not stay finite.
     """
     data, run = experiment.data, experiment.run
@@ -29,6 +35,7 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
     check_vocabulary(experiment)
     check_wandb(run.wandb_project)
     check_workdir(experiment, workdir, accept_changes)
+    check_platform(experiment.model)
     mesh = make_mesh(experiment.mesh, jax.devices())
     sharding = batch_sharding(mesh, experiment.mesh, "ABT")
 
@@ -59,9 +66,19 @@ def train(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
         ):
             write_config(experiment, workdir)  # from here on the workdir is this experiment's
             dispatched = None  # the step before: its figures are fetched while the device computes
+            profile = range(start + STEPS_BEFORE_PROFILE, run.num_steps)[:profile_steps]
             for step in range(start, run.num_steps):
-                with jax.transfer_guard("disallow"):  # the host waits for nothing here
+                if profile and step == profile[0]:
+                    jax.profiler.start_trace(workdir / "profile")
+                with (
+                    jax.transfer_guard("disallow"),  # the host waits for nothing here
+                    jax.profiler.StepTraceAnnotation("train", step_num=step),
+                ):
                     state, metrics = train_step(state, batch)
+                if profile and step == profile[-1]:
+                    jax.block_until_ready(metrics)
+                    jax.profiler.stop_trace()
+                    report.note(f"profiled steps {profile[0]} to {step} into {workdir / 'profile'}")
                 batch = next(batches)
                 if dispatched is not None:
                     report.step(*dispatched)

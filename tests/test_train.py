@@ -81,7 +81,7 @@ def experiment(experiment_file) -> Experiment:
 def straight(experiment_file, tmp_path_factory) -> tuple[Path, str]:
     """(workdir, what it printed) of a run without interruption in a process of its own."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    done = llama_jax("train", experiment_file, "--workdir", workdir, "--profile", "2")
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout + done.stderr
 
@@ -112,6 +112,8 @@ def test_a_run_writes_what_it_says(straight):
         assert str(workdir / name) in printed and (workdir / name).exists()
     assert re.search(r"12/12  loss \d\.\d+  [\d,]+ tok/s  MFU [\d.]+%  HFU [\d.]+%", printed)
     assert "loaded TensorFlow: False" in printed
+    assert f"profiled steps 2 to 3 into {workdir / 'profile'}" in printed
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
 
 
 def test_tensorboard_reads_the_events(straight):
@@ -274,7 +276,7 @@ def test_the_fingerprint_sees_a_bit_and_a_swap_but_not_the_mesh(experiment):
     prints = []
     with jax.set_mesh(mesh):
         for value, spec in [
-            (x, jax.P()), (x, jax.P("fsdp")), (x, jax.P(None, "fsdp")), (flipped, jax.P()),
+            (x, jax.P()), (x, jax.P("plane")), (x, jax.P(None, "plane")), (flipped, jax.P()),
             (swapped, jax.P()),
         ]:  # fmt: skip
             array = jax.device_put(value, jax.NamedSharding(mesh, spec))
@@ -382,6 +384,8 @@ def test_what_cannot_be_done_is_said_in_a_line(
         "train", experiment_file, *new, "--set", "mesh.replica=3", "--set", "data.batch_size=6"
     )
     assert "= 3, but there are 8 devices" in line
+    line = refused("train", experiment_file, *devices, *new, "--set", "model.attention=splash")
+    assert "model.attention: 'splash' needs a tpu, but the devices are cpu" in line
     line = refused("train", experiment_file, *devices, *new, "--set", "model.vocab_size=256")
     assert "model.vocab_size: got 256, but the token store's tokenizer has 512 pieces" in line
     line = refused("train", experiment_file, *devices, "--workdir", straight[0])

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_jax import checkpoint
+from llama_jax.attention import check_platform
 from llama_jax.config import Experiment
 from llama_jax.evaluation.ngrams import ngram_losses
 from llama_jax.evaluation.perplexity import mixture_loss, validation_losses
@@ -18,6 +19,7 @@ from llama_jax.step import make_eval_step
 def evaluate_run(workdir: epath.Path, step: int, experiment: Experiment) -> None:
     """Prints loss and perplexity by source, of the model and of unigram and bigram models that
     counted the same training text."""
+    check_platform(experiment.model)
     mesh = make_mesh(experiment.mesh, jax.devices())
     with jax.set_mesh(mesh):
         model = checkpoint.restore_model(workdir, step, experiment)
