@@ -1,4 +1,5 @@
 # make train: trains the quickstart. make test: runs every test. Both set themselves up first.
+# make plan-all: compiles the four sizes for their TPU slices, without a TPU.
 # Another Python:  make test PYTHON=python3.13
 # The newest JAX:  make test PYTHON=python3.13 REQUIREMENTS=requirements-current.txt
 # On a TPU VM:     make setup REQUIREMENTS=requirements-tpu.txt
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(VERSION)
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup train test lint format clean
+.PHONY: setup train test plan-all lint format clean
 
 setup: $(READY)-$(REQUIREMENTS)
 
@@ -51,6 +52,9 @@ train: setup
 
 test: setup $(READY)-requirements-test.txt
 	@$(BIN)/python -m pytest
+
+plan-all: setup
+	@$(BIN)/python benchmarks/plan_all.py
 
 lint: setup $(READY)-requirements-lint.txt
 	@$(BIN)/ruff format --check .

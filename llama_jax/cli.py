@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import logging
 import math
 import multiprocessing.resource_tracker
@@ -68,6 +70,18 @@ def parser() -> argparse.ArgumentParser:
         "--accept-changes", action="store_true", help="go on in a workdir begun with other values"
     )
     v.add_argument(
+        "--slice",
+        metavar="SLICE",
+        help="take the experiment's mesh, remat and flags for this slice, e.g. v5p:4x4x4",
+    )
+    v.add_argument(
+        "--profile",
+        type=number(int, 1),
+        default=0,
+        metavar="STEPS",
+        help="trace this many early steps into WORKDIR/profile, for TensorBoard",
+    )
+    v.add_argument(
         "--multihost",
         nargs="?",
         const="auto",
@@ -76,6 +90,30 @@ def parser() -> argparse.ArgumentParser:
     )
 
     verb("show", show, "print what an experiment amounts to", experiment=True)
+
+    v = verb("plan", plan, "say whether an experiment fits a slice, and its cost", experiment=True)
+    v.add_argument(
+        "--slice",
+        action="append",
+        default=[],
+        dest="slices",
+        metavar="SLICE",
+        help="e.g. v5p:4x4x8, 2xv5e:16x16 or h100:64; may be repeated (default: mesh.slice)",
+    )
+    v.add_argument("--price", type=number(float, 0), help="of one chip for one hour")
+    v.add_argument("--json", action="store_true", help="print JSON, a list with one item a slice")
+    v.add_argument("--figure", type=Path, help="draw memory and time into this .png or .svg")
+    v.add_argument(
+        "--search", action="store_true", help="find the best mesh, micro-batches and remat policy"
+    )
+    v.add_argument("--out", type=Path, help="of --search: write the winner as an experiment file")
+    v.add_argument("--jobs", type=number(int, 1), help="of --search: compilers at a time")
+    v.add_argument(
+        "--compiles",
+        type=number(int, 1),
+        default=8,
+        help="of --search: programs to compile for each slice at the most (default: 8)",
+    )
 
     v = verb(
         "prepare", prepare, "tokenize an experiment's corpus into its token store", experiment=True
@@ -137,7 +175,7 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
 
 
 def train(args: argparse.Namespace) -> int:
-    experiment = config.load(args.experiment, args.overrides)
+    experiment = config.load(args.experiment, args.overrides, args.slice)
     workdir = args.workdir or f"runs/{Path(args.experiment).stem}"
     from llama_jax.data import store
 
@@ -157,7 +195,7 @@ def train(args: argparse.Namespace) -> int:
     from llama_jax.train import train as run_training
 
     try:
-        run_training(experiment, epath.Path(workdir), args.accept_changes)
+        run_training(experiment, epath.Path(workdir), args.accept_changes, args.profile)
     except NonFiniteLoss as e:
         print(f"llama-jax train: {e}", file=sys.stderr)
         return 1
@@ -185,6 +223,36 @@ def show(args: argparse.Namespace) -> int:
 
     show_experiment(config.load(args.experiment, args.overrides), Path(args.experiment).stem)
     return 0
+
+
+def plan(args: argparse.Namespace) -> int:
+    from llama_jax.plan.report import lines, table
+    from llama_jax.plan.search import plan_all, search, write_experiment
+
+    if not args.search and (args.out or args.jobs):
+        raise UserError("--out and --jobs belong to --search")
+    if args.search:
+        found = search(
+            args.experiment,
+            args.overrides,
+            args.slices,
+            price=args.price,
+            max_compiles=args.compiles,
+            jobs=args.jobs,
+        )
+        plans = [p for p, _ in found]
+        text = "\n".join([*table(plans), "(estimates, not measurements; the cheapest first)"])
+        if args.out:
+            write_experiment(args.out, *found[0])
+    else:
+        plans = plan_all(args.experiment, args.overrides, args.slices, args.price)
+        text = "\n\n".join("\n".join(lines(p)) for p in plans)
+    print(json.dumps([dataclasses.asdict(p) for p in plans], indent=2) if args.json else text)
+    if args.figure:
+        from llama_jax.plan.figures import draw
+
+        draw(plans, args.figure)
+    return 0 if all(p.fits for p in plans) else 1
 
 
 def prepare(args: argparse.Namespace) -> int:

@@ -22,6 +22,11 @@ FLOORS = [
     ["evaluation.perplexity", "evaluation.ngrams"],
     ["evaluation.report", "report"],
     ["train"],
+    ["plan.slices"],
+    ["plan.estimate", "plan.arithmetic"],
+    ["plan.program"],
+    ["plan.report"],
+    ["plan.figures", "plan.search"],
     ["cli"],
     ["__main__"],
 ]

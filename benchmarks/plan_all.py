@@ -1,0 +1,69 @@
+"""The four sizes on each of their slices, planned: rewrites experiments/results/plans.json.
+
+    python benchmarks/plan_all.py [--only llama_7b@v5e:8x8 ...]
+
+A program that was compiled before and has not changed takes seconds, another one to three minutes.
+A change that costs memory, FLOPs or communication shows in the diff of the file.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from llama_jax.plan.report import Plan, brief
+from llama_jax.plan.search import plan_all
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+GOLDEN = EXPERIMENTS / "results/plans.json"
+GIB = 2**30
+
+
+def figures(plan: Plan) -> dict:
+    """What is kept of a plan. Bytes and FLOPs do not depend on the machine that compiles."""
+    return {
+        "fits": plan.fits,
+        "spare_share": round(plan.spare_share, 3),
+        "hbm_peak_gib": round(plan.hbm_peak_bytes / GIB, 2),
+        "host_gib": round(plan.host_bytes / GIB, 2),
+        "executed_to_model_flops": round(plan.executed_flops / plan.model_flops, 3),
+        "step_seconds_estimate": round(plan.step_seconds, 2),
+        "share_of_step": {
+            kind: round(seconds / plan.step_seconds, 3) for kind, seconds in plan.breakdown.items()
+        },
+        "mfu_estimate": [round(mfu, 3) for mfu in plan.mfu],
+        "collectives_gib": {
+            f"{c.kind} over {c.axis}": round(c.bytes / GIB, 1) for c in plan.collectives
+        },
+        "compiled_by": plan.versions,
+    }
+
+
+def placements() -> list[str]:
+    """Every EXPERIMENT@SLICE that an experiment file names in its SLICES."""
+    named = []
+    for path in sorted(EXPERIMENTS.glob("llama_*.py")):
+        scope: dict = {}
+        exec(compile(path.read_text(), path, "exec"), scope)
+        named += [f"{path.stem}@{slice}" for slice in scope["SLICES"]]
+    return named
+
+
+def plan(placement: str) -> Plan:
+    experiment, slice = placement.split("@")
+    return plan_all(str(EXPERIMENTS / f"{experiment}.py"), [], [slice], None)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=placements(), default=placements())
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    for placement in parser.parse_args().only:
+        found = plan(placement)
+        print(f"{placement}: {brief(found)}", flush=True)
+        golden[placement] = figures(found)
+        ordered = {name: golden[name] for name in placements() if name in golden}
+        GOLDEN.write_text(json.dumps(ordered, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Memory and time of the train step by arithmetic: for GPUs, and to choose what to compile.
+
+Weights, optimiser and gradients are exact. What else is in memory, and the time, follow from the
+shapes alone: see the bands in tests/test_plan.py.
+"""
+
+import dataclasses
+import math
+
+from llama_jax.config import REMAT_POLICIES, Experiment, ModelConfig
+from llama_jax.flops import model_flops_per_token, num_matmul_params, num_params
+from llama_jax.plan.slices import Slice
+
+FP32, BF16 = 4, 2  # bytes
+LOSS_CHUNK = 512  # tokens whose logits exist at a time, see loss.py
+# As the compiler has it for 7B on v5e:8x8, where this misses its step by 2%.
+MATMUL_EFFICIENCY = 0.8  # share of the peak
+OTHER_COMPUTE = 0.08  # norms, rotations and casts, as a share of the matmuls
+HIDDEN = 0.85  # share of gathers that runs beside computation; sums of gradients do not
+# Memory of a host / its chips, bytes: cloud.google.com/tpu/docs, machine types with four chips.
+HOST_BYTES = {"v4": 407e9 / 4, "v5e": 192e9 / 4, "v5p": 448e9 / 4, "v6e": 720e9 / 4}
+HOST_BANDWIDTH = 16e9  # bytes/s of a chip, each way: jax-ml.github.io/scaling-book, PCIe
+HOST_SHARE = 0.5  # of the host's memory, that activations may take beside data and checkpoints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """Of one device and one step."""
+
+    weights_bytes: int
+    optimizer_bytes: int
+    gradients_bytes: int
+    activations_bytes: int
+    offloaded_bytes: int
+    buffers_bytes: int
+    executed_flops: float
+    breakdown: dict[str, float]  # seconds, of the kinds that estimate.py has
+
+    @property
+    def peak_bytes(self) -> int:
+        return (
+            self.weights_bytes
+            + self.optimizer_bytes
+            + self.gradients_bytes
+            + self.activations_bytes
+            + self.buffers_bytes
+        )
+
+    @property
+    def step_seconds(self) -> float:
+        return sum(self.breakdown.values())
+
+
+def work_out(experiment: Experiment, slice: Slice) -> Arithmetic:
+    model, run = experiment.model, experiment.run
+    params = _device_params(experiment)
+    kept, offloaded = _kept_per_token(experiment)
+    tokens = _tokens(experiment)
+    compute = BF16 if model.compute_dtype == "bfloat16" else FP32
+    sums = BF16 if run.gradient_dtype == "bfloat16" else FP32
+    executed = _executed_flops(experiment)
+    return Arithmetic(
+        weights_bytes=FP32 * params,
+        optimizer_bytes=2 * FP32 * params,
+        # The layers' gradients of one micro-batch, and the sum over micro-batches.
+        gradients_bytes=compute * params + (sums * params if run.micro_batches > 1 else 0),
+        activations_bytes=model.num_layers * tokens * kept,
+        offloaded_bytes=model.num_layers * tokens * offloaded,
+        buffers_bytes=_buffers(experiment),
+        executed_flops=executed,
+        breakdown=_seconds(experiment, slice, executed, model.num_layers * tokens * offloaded),
+    )
+
+
+def host_seconds(offloaded_bytes: float, micro_batches: int, compute_seconds: float) -> float:
+    """Exposed, of a step: activations leave in the forward pass, a third of the computation, and
+    come back in the backward pass."""
+    each_way = offloaded_bytes * micro_batches / HOST_BANDWIDTH
+    return max(0.0, each_way - compute_seconds / 3) + max(0.0, each_way - compute_seconds * 2 / 3)
+
+
+def host_holds(offloaded_bytes: float, slice: Slice) -> bool:
+    share = HOST_SHARE / slice.chip.devices_per_chip
+    return offloaded_bytes <= share * HOST_BYTES.get(slice.chip.name, math.inf)
+
+
+def _tokens(experiment: Experiment) -> int:
+    """Of one device and micro-batch."""
+    mesh = experiment.mesh
+    rows = experiment.data.batch_size // experiment.run.micro_batches
+    return rows * experiment.data.seq_len // (mesh.replica * mesh.fsdp)
+
+
+def _device_params(experiment: Experiment) -> int:
+    model, mesh = experiment.model, experiment.mesh
+    norms = (2 * model.num_layers + 1) * model.embed_dim  # each device has all of them
+    return (num_params(model) - norms) // (mesh.fsdp * mesh.tensor) + norms
+
+
+def _layer_params(model: ModelConfig) -> int:
+    """Of the matrices of one layer."""
+    D, F = model.embed_dim, model.mlp_dim
+    return 2 * D * D + 2 * D * model.kv_heads * model.head_dim + 3 * D * F
+
+
+def _kept_per_token(experiment: Experiment) -> tuple[int, int]:
+    """Bytes a layer keeps of a token for the backward pass: (on the device, on the host)."""
+    model, mesh = experiment.model, experiment.mesh
+    compute = BF16 if model.compute_dtype == "bfloat16" else FP32
+    tensor, in_time = mesh.tensor, mesh.tensor if mesh.sequence_parallel else 1
+    keys = model.kv_heads * model.head_dim // tensor
+    softmax = FP32 * model.num_heads // tensor  # the logarithm of its sum, for each head
+    size = {
+        "residual": compute * model.embed_dim // in_time,
+        "query": compute * model.embed_dim // tensor,
+        "key": compute * keys,
+        "value": compute * keys,
+        "context": compute * model.embed_dim // tensor + softmax,
+        "out": compute * model.embed_dim // in_time,
+        "gate": compute * model.mlp_dim // tensor,
+        "up": compute * model.mlp_dim // tensor,
+    }
+    policy = REMAT_POLICIES[model.remat]
+    if model.remat == "everything":
+        norms = 2 * compute * model.embed_dim * (1 / in_time + 1)
+        return round(sum(size.values()) + size["gate"] + norms), 0
+    offloaded = sum(size[name] for name in policy.offload)
+    on_device = sum(size[name] for name in {"residual", *policy.save} - {*policy.offload})
+    return on_device, offloaded
+
+
+def _buffers(experiment: Experiment) -> int:
+    """The step's working memory: weights cast and gathered, one layer's arrays, the loss's."""
+    model, mesh = experiment.model, experiment.mesh
+    D, F, V = model.embed_dim, model.mlp_dim, model.vocab_size
+    compute = BF16 if model.compute_dtype == "bfloat16" else FP32
+    tokens, tensor = _tokens(experiment), mesh.tensor
+    cast = compute * _device_params(experiment)
+    gathered = 2 * compute * _layer_params(model) // tensor  # this layer's and the next one's
+    # The backward pass of a layer: the MLP's two inputs, their product and three gradients, and
+    # the residual, its norm and its gradients.
+    layer = compute * tokens * (6 * F // tensor + 6 * D)
+    chunk = min(LOSS_CHUNK, tokens)
+    loss = V // tensor * (3 * FP32 * chunk + (FP32 + compute) * D) + 2 * compute * tokens * D
+    return cast + max(gathered + layer, loss)
+
+
+def _executed_flops(experiment: Experiment) -> float:
+    """Model FLOPs and what the backward pass computes again, of one device and step."""
+    model, mesh = experiment.model, experiment.mesh
+    T, D = experiment.data.seq_len, model.embed_dim
+    tokens = _tokens(experiment) * experiment.run.micro_batches / mesh.tensor
+    again = 0.0
+    if model.remat != "everything":
+        policy = REMAT_POLICIES[model.remat]
+        saved = {*policy.save, *policy.offload}
+        width = model.kv_heads * model.head_dim
+        widths = {"query": D, "key": width, "value": width, "gate": model.mlp_dim}
+        widths |= {"up": model.mlp_dim, "out": D}
+        again += sum(2 * D * w for name, w in widths.items() if name not in saved)
+        again += 0 if "context" in saved else 2 * T * D
+    # A kernel's backward pass computes the scores again, causal attention's being T * D a product.
+    per_token = model_flops_per_token(model, T) + model.num_layers * (again + T * D)
+    return tokens * per_token
+
+
+def _seconds(
+    experiment: Experiment, slice: Slice, executed: float, offloaded: int
+) -> dict[str, float]:
+    model, mesh, chip = experiment.model, experiment.mesh, slice.chip
+    tokens = _tokens(experiment) * experiment.run.micro_batches
+    attention = 7 * model.num_layers * experiment.data.seq_len * model.embed_dim
+    attention = min(attention * tokens / mesh.tensor, executed / 2)
+    matmul = (executed - attention) / chip.peak_flops / MATMUL_EFFICIENCY
+    # The optimizer reads and writes weights, two moments and gradients: seven fp32 numbers.
+    update = 7 * FP32 * _device_params(experiment) / chip.hbm_bandwidth
+    attention /= chip.peak_flops * chip.attention_efficiency
+    return {
+        "matmul": matmul,
+        "attention": attention,
+        "other compute": OTHER_COMPUTE * matmul + update,
+        "copies": host_seconds(offloaded, experiment.run.micro_batches, matmul + attention),
+        "exposed communication": _weights_seconds(experiment, slice, matmul)
+        + _tensor_seconds(experiment, slice),
+    }
+
+
+def _bandwidth(slice: Slice, ways: int) -> float:
+    """Bytes/s of one device in a ring of so many: on TPUs along one axis of the torus, because
+    sharding.py takes fsdp's two parts one after the other."""
+    chip = slice.chip
+    if chip.dimensions:
+        return chip.link_bandwidth * (1 if all(chip.wraparound(slice.shape)) else 0.5)
+    inside = chip.link_bandwidth / 2  # one way
+    # Beyond a node, each of its GPUs brings in a part of what all of them gather.
+    outside = min(inside, chip.node_size * chip.network_bandwidth)
+    return inside if ways <= chip.node_size else outside
+
+
+def _weights_seconds(experiment: Experiment, slice: Slice, compute: float) -> float:
+    """Exposed: weights gathered forward and backward, gradients scattered, each micro-batch."""
+    model, mesh, run = experiment.model, experiment.mesh, experiment.run
+    weights = BF16 * num_matmul_params(model) / mesh.tensor * run.micro_batches
+    gather = scatter = 0.0
+    if mesh.fsdp > 1:
+        scatter = weights / _bandwidth(slice, mesh.fsdp)
+        gather = 2 * scatter
+    if mesh.replica > 1:  # a ring over the replicas; over DCN if there are slices
+        between = slice.num_slices > 1
+        rate = slice.chip.network_bandwidth if between else _bandwidth(slice, mesh.replica)
+        scatter += 2 * weights / mesh.fsdp / rate
+    return max(gather * (1 - HIDDEN), gather - compute) + scatter
+
+
+def _tensor_seconds(experiment: Experiment, slice: Slice) -> float:
+    """Exposed: activations gathered and scattered around the two parts of each layer."""
+    model, mesh = experiment.model, experiment.mesh
+    if mesh.tensor == 1:
+        return 0.0
+    tokens = _tokens(experiment) * experiment.run.micro_batches
+    moved = BF16 * tokens * model.embed_dim * (mesh.tensor - 1) / mesh.tensor
+    # Two gathers and two scatters forward, twice that backward with what is computed again.
+    seconds = 12 * model.num_layers * moved / _bandwidth(slice, mesh.tensor)
+    return seconds * (1 - HIDDEN / 2)

@@ -1,0 +1,349 @@
+"""The compiled train step of an experiment for a slice that need not be there.
+
+libtpu compiles it in a process of its own, because some requests abort the whole process. What it
+says is kept in a cache, by a hash of everything that the program is made of: a repeat loads no JAX.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import lzma
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llama_jax import config
+from llama_jax.config import Experiment, UserError
+from llama_jax.plan import slices
+from llama_jax.plan.slices import GIB, Slice
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+TIMEOUT_SECONDS = 1800.0  # twenty times what 7B takes on an idle core
+PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
+SOURCES = (
+    *("config", "sharding", "attention", "model", "loss", "optimizer", "step"),
+    *("plan/slices", "plan/program"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """Bytes are of one device."""
+
+    hlo: str  # scheduled, as one device executes it
+    mesh_axes: dict[str, int]  # name -> size, in the order of the mesh
+    weights_bytes: int
+    optimizer_bytes: int
+    gradients_bytes: int
+    activations_bytes: int  # kept by the forward pass for the backward pass
+    offloaded_bytes: int  # likewise, but in the memory of the host
+    argument_bytes: int
+    temp_bytes: int
+    output_bytes: int
+    alias_bytes: int  # of the output, in the memory of the arguments
+    peak_bytes: int  # of HBM
+    host_temp_bytes: int
+    compile_seconds: float
+    compile_rss_bytes: int  # resident memory of the compiling process, at its peak
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutOfMemory:
+    """The compiler's answer to a program that does not fit: bytes of one device."""
+
+    needed_bytes: float | None  # None: it did not say
+    limit_bytes: float | None
+    message: str
+
+
+Answer = Program | OutOfMemory
+Watch = Callable[[float], None]  # called with the seconds so far, about once a second
+
+
+def compile_program(experiment: Experiment, slice: Slice, watch: Watch = lambda _: None) -> Answer:
+    """What the compiler says of the experiment's train step, from the cache if it is there.
+
+    Raises UserError if it says nothing: it is not installed, it aborts, or it takes too long.
+    """
+    answer = cached(experiment, slice)
+    if answer is None:
+        answer = _compile_in_child(experiment, slice, watch)
+        _write(_path(experiment, slice), answer)
+    return answer
+
+
+# The cache
+
+
+def cached(experiment: Experiment, slice: Slice) -> Answer | None:
+    path = _path(experiment, slice)
+    try:
+        answer = json.loads(lzma.decompress(path.read_bytes()))
+        return _answer(answer)
+    except (OSError, lzma.LZMAError, ValueError, TypeError, KeyError):
+        return None  # absent, or damaged: it is written anew
+
+
+def cache_directory() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "llama_jax" / "plan"
+
+
+def _path(experiment: Experiment, slice: Slice) -> Path:
+    """Named by the hash of all that the program is made of."""
+    data, run = experiment.data, experiment.run
+    parts = {
+        "slice": slice.name,
+        "model": dataclasses.asdict(experiment.model),
+        "mesh": dataclasses.asdict(experiment.mesh) | {"slice": None},
+        "batch": (data.seq_len, data.batch_size, run.micro_batches, run.gradient_dtype),
+        "compiler_options": [(name, value) for name, value, _ in run.compiler_options],
+        "program": _code(),
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return cache_directory() / f"{digest}.json.xz"
+
+
+@functools.cache
+def _code() -> list[str]:
+    """What makes the step of an experiment: our sources and the packages they use."""
+    package = Path(config.__file__).parent
+    sources = [hashlib.sha256((package / f"{s}.py").read_bytes()).hexdigest() for s in SOURCES]
+    return [*sources, *(f"{name} {version}" for name, version in versions().items())]
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+def _write(path: Path, answer: Answer) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = lzma.compress(json.dumps(dataclasses.asdict(answer)).encode(), preset=1)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
+
+
+def _answer(fields: dict[str, Any]) -> Answer:
+    return Program(**fields) if "hlo" in fields else OutOfMemory(**fields)
+
+
+# The process that compiles
+
+
+def _compile_in_child(experiment: Experiment, slice: Slice, watch: Watch) -> Answer:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"slice: libtpu, the compiler for {slice.name}, is not installed; "
+            "pip install libtpu==0.0.42.1 (no TPU is needed)"
+        )
+    request = json.dumps({"experiment": config.to_json(experiment), "slice": slice.name})
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-m", "llama_jax.plan.program"]
+    with (
+        tempfile.TemporaryFile("w+") as stdin,
+        tempfile.TemporaryFile("w+") as stdout,
+        tempfile.TemporaryFile("w+", errors="replace") as stderr,
+    ):
+        stdin.write(request)
+        stdin.seek(0)
+        child = subprocess.Popen(
+            command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment
+        )
+        try:
+            _wait(child, watch)
+        finally:
+            child.kill()
+            child.wait()
+        stdout.seek(0)
+        stderr.seek(0)
+        reply, noise = stdout.read(), stderr.read()
+    if child.returncode < 0:
+        raise UserError(
+            f"{slice.name}: the compiler ended on signal {-child.returncode}"
+            f"{_reason(noise)}; change the mesh, model.remat or run.compiler_options"
+        )
+    if child.returncode != 0:
+        raise UserError(f"{slice.name}: the compiler's process failed{_reason(noise)}")
+    fields = json.loads(reply.splitlines()[-1])
+    if "error" in fields:
+        raise UserError(fields["error"])
+    return _answer(fields)
+
+
+def _wait(child: subprocess.Popen[str], watch: Watch) -> None:
+    start = time.monotonic()
+    while True:
+        try:
+            child.wait(1.0)
+            return
+        except subprocess.TimeoutExpired:
+            seconds = time.monotonic() - start
+            watch(seconds)
+            if seconds > TIMEOUT_SECONDS:
+                raise UserError(
+                    f"the compiler was stopped after {seconds:,.0f} s without an answer; "
+                    "try a smaller slice or model, or a less busy machine"
+                ) from None
+
+
+def _reason(noise: str) -> str:
+    """The line of a dying process that says most."""
+    lines = [line.strip() for line in noise.splitlines() if line.strip()]
+    fatal = [line for line in lines if re.match(r"F\d{4} |F0000|\*\*\* Check fail", line)]
+    telling = fatal or [line for line in lines if "rror" in line] or lines
+    return f": {telling[-1][:200]}" if telling else ""
+
+
+# Within that process
+
+
+def main() -> None:
+    """Reads a request from stdin, writes an answer, or {"error": a sentence}, to stdout."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # or a compiler would first come to its end
+    if sys.platform == "linux":  # end with the parent, which may be killed while this compiles
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    request = json.load(sys.stdin)
+    experiment = config.from_json(request["experiment"])
+    try:
+        fields = dataclasses.asdict(_compile(experiment, slices.parse(request["slice"])))
+    except UserError as e:
+        fields = {"error": str(e)}
+    print(json.dumps(fields))
+
+
+def _compile(experiment: Experiment, slice: Slice) -> Answer:
+    import jax
+
+    from llama_jax.sharding import make_mesh
+    from llama_jax.step import make_train_step
+
+    start = time.monotonic()
+    mesh = make_mesh(experiment.mesh, slices.devices(slice))
+    with jax.set_mesh(mesh):
+        state, batch = _arguments(experiment, mesh)
+        traced = make_train_step(experiment).trace(state, batch)
+        try:
+            compiled = traced.lower().compile()
+        except (RuntimeError, ValueError, NotImplementedError) as e:
+            if "RESOURCE_EXHAUSTED" in str(e):
+                return _out_of_memory(str(e))
+            raise UserError(
+                f"{slice.name}: the compiler refused the step: {str(e).splitlines()[0][:300]}"
+            ) from e
+    forward, backward, sums = _stacked(traced.jaxpr.jaxpr)
+    memory = compiled.memory_analysis()
+    assert memory
+    return Program(
+        hlo=compiled.as_text(),
+        mesh_axes=dict(zip(mesh.axis_names, mesh.devices.shape, strict=True)),
+        weights_bytes=_device_bytes(jax.tree.leaves(state.model)),
+        optimizer_bytes=_device_bytes(jax.tree.leaves(state.opt_state)),
+        gradients_bytes=_device_bytes(backward) + _device_bytes(sums),
+        activations_bytes=_device_bytes([x for x in forward if not _on_host(x)]),
+        offloaded_bytes=_device_bytes([x for x in forward if _on_host(x)]),
+        argument_bytes=memory.argument_size_in_bytes,
+        temp_bytes=memory.temp_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        alias_bytes=memory.alias_size_in_bytes,
+        peak_bytes=_device_peak(memory),
+        host_temp_bytes=memory.host_temp_size_in_bytes,
+        compile_seconds=time.monotonic() - start,
+        compile_rss_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        versions=versions(),
+    )
+
+
+def _arguments(experiment: Experiment, mesh: Any) -> tuple[Any, dict[str, Any]]:
+    """The train step's state and batch, without their numbers."""
+    import jax
+    import jax.numpy as jnp
+
+    from llama_jax.sharding import abstract, batch_sharding
+    from llama_jax.step import init_state
+
+    A, T = experiment.run.micro_batches, experiment.data.seq_len
+    x_ABT = jax.ShapeDtypeStruct(
+        (A, experiment.data.batch_size // A, T),
+        jnp.int32,
+        sharding=batch_sharding(mesh, experiment.mesh, "ABT"),
+    )
+    names = ("tokens", "targets", "segments", "positions")
+    return abstract(lambda: init_state(experiment)), dict.fromkeys(names, x_ABT)
+
+
+def _stacked(jaxpr: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """(what the layers' forward pass keeps, gradients of the layers, sums over micro-batches), as
+    abstract arrays.
+
+    The layers are the scans that are neither on one device (the loss) nor around others (the
+    micro-batches). The backward pass is the one in reverse; what a scan stacks are the outputs
+    after its carry.
+    """
+    forward, backward, sums = [], [], []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "shard_map":
+            continue
+        inner = [getattr(value, "jaxpr", value) for value in eqn.params.values()]
+        found = [_stacked(body) for body in inner if hasattr(body, "eqns")]
+        if eqn.primitive.name == "scan":
+            outputs = [v.aval for v in eqn.outvars]
+            num_carry = eqn.params["num_carry"]
+            if any(f or b for f, b, _ in found):
+                sums += outputs[:num_carry]
+            else:
+                (backward if eqn.params["reverse"] else forward).extend(outputs[num_carry:])
+        for f, b, s in found:
+            forward, backward, sums = forward + f, backward + b, sums + s
+    return forward, backward, sums
+
+
+def _on_host(x: Any) -> bool:
+    return "host" in str(getattr(x, "memory_space", "")).lower()
+
+
+def _device_bytes(arrays: list[Any]) -> int:
+    """Of one device's part of them, without the padding of tiles."""
+    return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in arrays)
+
+
+def _device_peak(memory: Any) -> int:
+    """Of HBM, at the most. libtpu's peak is that of the device or of the host, whichever is more;
+    arguments and temporaries together are HBM without any reuse between temporaries."""
+    return min(
+        memory.peak_memory_in_bytes,
+        memory.argument_size_in_bytes + memory.temp_size_in_bytes,
+    )
+
+
+def _out_of_memory(message: str) -> OutOfMemory:
+    """Reads libtpu's "... required for HLO temporaries (18.59G) exceeds available HBM (15.75G)",
+    or "Used 16.20G of 15.75G hbm"."""
+    match = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
+    match = match or re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", message)
+    needed, limit = (float(text) * GIB for text in match.groups()) if match else (None, None)
+    return OutOfMemory(needed_bytes=needed, limit_bytes=limit, message=message.splitlines()[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""Whether an experiment fits a slice, and what its step would take: the figures, and their text."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from llama_jax.config import Experiment
+from llama_jax.flops import model_flops_per_token
+from llama_jax.plan import arithmetic
+from llama_jax.plan.estimate import A_SPREAD, B_SPREAD, Collective, Estimate, estimate, expected_mfu
+from llama_jax.plan.program import Answer, OutOfMemory, Program
+from llama_jax.plan.slices import GIB, Slice, parse
+
+CALIBRATED = ("v4", "v5e", "v5p")  # chips of the runs that estimate.py was fitted on
+WITHOUT_COSTS = ("tpu7x",)  # chips whose programs name no cycles, under libtpu 0.0.42.1
+LISTED_COLLECTIVES = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Of an experiment on a slice. Bytes, FLOPs and seconds are of one device and step; what costs
+    time is an estimate, as an interval (low, high) where there are two."""
+
+    experiment: str
+    slice: str
+    chips: int
+    devices: int
+    basis: str  # what the figures are from
+    fits: bool
+    spare_share: float | None  # of the limit, if it fits
+    short_bytes: float | None  # if it does not, and the compiler said so
+    mesh: dict[str, int]
+    sequence_parallel: bool
+    batch_size: int
+    seq_len: int
+    micro_batches: int
+    remat: str
+    attention: str
+    hbm_bytes: dict[str, int]  # of each part; buffers are the rest of the peak
+    hbm_peak_bytes: float | None
+    hbm_limit_bytes: float
+    host_bytes: int  # activations sent to the host
+    model_flops: float
+    executed_flops: float | None
+    step_seconds: float | None
+    breakdown: dict[str, float]
+    collectives: tuple[Collective, ...]
+    uncounted: tuple[str, ...]  # operations whose cost is not in step_seconds
+    calibrated: bool
+    mfu: tuple[float, float] | None
+    tokens_per_second: tuple[float, float] | None
+    tokens: int  # of the whole experiment
+    days: tuple[float, float] | None
+    chip_hours: tuple[float, float] | None
+    price: float | None  # per chip and hour, as given
+    cost: tuple[float, float] | None
+    watts: float | None  # of a chip, from slices.py
+    energy_mwh: tuple[float, float] | None
+    compile_seconds: float | None
+    compile_rss_bytes: int | None
+    versions: dict[str, str]
+    remedies: tuple[str, ...] = ()  # changes, in the words of --set, that were compiled and fit
+
+
+def make_plan(
+    name: str, experiment: Experiment, slice: Slice, answer: Answer | None, price: float | None
+) -> Plan:
+    """answer: of the compiler; None: all is by arithmetic."""
+    rough = arithmetic.work_out(experiment, slice)
+    hbm, peak, limit = _memory(rough, answer, slice)
+    fits = peak is not None and peak <= limit and not isinstance(answer, OutOfMemory)
+    found = _estimate(answer, slice, experiment.run.micro_batches)
+    step_seconds = breakdown = executed = None
+    if answer is None:
+        step_seconds, breakdown = rough.step_seconds, rough.breakdown
+        executed = rough.executed_flops
+    elif found:
+        executed = found.executed_flops
+        if slice.chip.name not in WITHOUT_COSTS:
+            step_seconds, breakdown = found.step_seconds, found.breakdown
+
+    data, run = experiment.data, experiment.run
+    tokens = data.batch_size * data.seq_len
+    flops = model_flops_per_token(experiment.model, data.seq_len)
+    model_flops = flops * tokens / slice.num_devices
+    mfu = rate = days = chip_hours = cost = energy = None
+    if step_seconds:
+        of_peak = model_flops / step_seconds / slice.chip.peak_flops
+        mfu = expected_mfu(found, model_flops, slice.chip) if found else (of_peak, of_peak)
+        low, high = (share * slice.chip.peak_flops * slice.num_devices / flops for share in mfu)
+        rate = low, high
+        hours = tuple(tokens * run.num_steps / r / 3600 for r in (high, low))
+        days = hours[0] / 24, hours[1] / 24
+        chip_hours = hours[0] * slice.num_chips, hours[1] * slice.num_chips
+        cost = (chip_hours[0] * price, chip_hours[1] * price) if price is not None else None
+        watts = slice.chip.watts
+        energy = (chip_hours[0] * watts / 1e6, chip_hours[1] * watts / 1e6) if watts else None
+    compiled = answer if isinstance(answer, Program) else None
+    mesh = experiment.mesh
+    return Plan(
+        experiment=name,
+        slice=slice.name,
+        chips=slice.num_chips,
+        devices=slice.num_devices,
+        basis=_basis(answer),
+        fits=fits,
+        spare_share=1 - peak / limit if fits and peak is not None else None,
+        short_bytes=peak - limit if not fits and peak is not None else None,
+        mesh={"replica": mesh.replica, "fsdp": mesh.fsdp, "tensor": mesh.tensor},
+        sequence_parallel=mesh.sequence_parallel,
+        batch_size=data.batch_size,
+        seq_len=data.seq_len,
+        micro_batches=run.micro_batches,
+        remat=experiment.model.remat,
+        attention=experiment.model.attention,
+        hbm_bytes=hbm,
+        hbm_peak_bytes=peak,
+        hbm_limit_bytes=limit,
+        host_bytes=compiled.offloaded_bytes if compiled else rough.offloaded_bytes,
+        model_flops=model_flops,
+        executed_flops=executed,
+        step_seconds=step_seconds,
+        breakdown=breakdown or {},
+        collectives=found.collectives if found else (),
+        uncounted=found.unknown if found else (),
+        calibrated=answer is not None and slice.chip.name in CALIBRATED,
+        mfu=mfu,
+        tokens_per_second=rate,
+        tokens=tokens * run.num_steps,
+        days=days,
+        chip_hours=chip_hours,
+        price=price,
+        cost=cost,
+        watts=slice.chip.watts,
+        energy_mwh=energy,
+        compile_seconds=compiled.compile_seconds if compiled else None,
+        compile_rss_bytes=compiled.compile_rss_bytes if compiled else None,
+        versions=compiled.versions if compiled else {},
+    )
+
+
+def _basis(answer: Answer | None) -> str:
+    if answer is None:
+        return "by arithmetic, nothing compiled"
+    if isinstance(answer, OutOfMemory):
+        return "refused by libtpu; the parts by arithmetic"
+    return f"compiled by libtpu {answer.versions['libtpu']}"
+
+
+def _memory(
+    rough: arithmetic.Arithmetic, answer: Answer | None, slice: Slice
+) -> tuple[dict[str, int], float | None, float]:
+    """(bytes of each part, peak, limit)."""
+    parts = answer if isinstance(answer, Program) else rough
+    hbm = {
+        "weights": parts.weights_bytes,
+        "optimizer": parts.optimizer_bytes,
+        "gradients": parts.gradients_bytes,
+        "activations": parts.activations_bytes,
+    }
+    limit = slice.chip.hbm_bytes
+    if isinstance(answer, OutOfMemory):
+        limit, peak = answer.limit_bytes or limit, answer.needed_bytes
+    else:
+        peak = parts.peak_bytes
+    buffers = rough.buffers_bytes if peak is None else peak - sum(hbm.values())
+    return hbm | {"buffers": max(0, round(buffers))}, peak, limit
+
+
+def _estimate(answer: Answer | None, slice: Slice, micro_batches: int) -> Estimate | None:
+    """The program's, and with it the moves to the host and back that its computation cannot hide,
+    of which the program says nothing."""
+    if not isinstance(answer, Program):
+        return None
+    found = estimate(answer.hlo, slice.chip, answer.mesh_axes, slice.shape)
+    compute = found.breakdown["matmul"] + found.breakdown["attention"]
+    moves = arithmetic.host_seconds(answer.offloaded_bytes, micro_batches, compute)
+    copies = {"copies": found.breakdown["copies"] + moves}
+    return dataclasses.replace(
+        found, step_seconds=found.step_seconds + moves, breakdown=found.breakdown | copies
+    )
+
+
+# Text
+
+
+def lines(plan: Plan) -> list[str]:
+    """At most 25."""
+    mesh = " x ".join(f"{axis} {ways}" for axis, ways in plan.mesh.items())
+    in_time = ", sequence-parallel" if plan.sequence_parallel else ""
+    rows = plan.batch_size * plan.seq_len
+    out = [
+        f"{plan.experiment} on {plan.slice}: {_verdict(plan)}",
+        _row("basis", _provenance(plan)),
+        _row("mesh", f"{mesh} = {plan.devices:,} devices on {plan.chips:,} chips{in_time}"),
+        _row(
+            "batch",
+            f"{plan.batch_size:,} rows x {plan.seq_len:,} = {rows:,} tokens in "
+            f"{plan.micro_batches} micro-batch{'es' if plan.micro_batches > 1 else ''}; "
+            f"remat {plan.remat}, attention {plan.attention}",
+        ),
+        _row("HBM a device" if plan.devices > plan.chips else "HBM a chip", _hbm(plan)),
+    ]
+    if plan.host_bytes:
+        slice = parse(plan.slice)
+        room = "" if arithmetic.host_holds(plan.host_bytes, slice) else ": MORE THAN HALF OF IT"
+        moved = plan.host_bytes * plan.micro_batches / arithmetic.HOST_BANDWIDTH
+        out.append(
+            _row(
+                "host memory",
+                f"{_gib(plan.host_bytes)} of activations a device{room}; assumed 16 GB/s, "
+                f"{moved:.3g} s out and {moved:.3g} s back a step",
+            )
+        )
+    out.append(_row("FLOPs", _flops(plan)))
+    if plan.step_seconds:
+        out += _time(plan)
+    elif plan.fits:
+        chip = plan.slice.split(":")[0]
+        out.append(_row("step time", f"unknown: libtpu gives no costs for {chip}"))
+    if plan.mfu:
+        out += _expectation(plan)
+    if plan.remedies:
+        out.append(_row("fits with", plan.remedies[0]))
+    return out
+
+
+def _row(label: str, text: str) -> str:
+    return f"  {label:<13} {text}"
+
+
+def _verdict(plan: Plan) -> str:
+    if plan.fits and plan.spare_share is not None:
+        roughly = " by arithmetic" if plan.basis.startswith("by") else ""
+        return f"FITS{roughly} with {plan.spare_share:.1%} of HBM to spare"
+    if plan.short_bytes is None:
+        return "DOES NOT FIT"
+    return f"DOES NOT FIT by {_gib(plan.short_bytes)}"
+
+
+def _provenance(plan: Plan) -> str:
+    if plan.compile_seconds is None:
+        return plan.basis
+    rss = (plan.compile_rss_bytes or 0) / GIB
+    return (
+        f"{plan.basis} and jax {plan.versions['jax']} in {plan.compile_seconds:.0f} s "
+        f"and {rss:.1f} GiB"
+    )
+
+
+def _hbm(plan: Plan) -> str:
+    parts = " + ".join(f"{name} {size / GIB:.2f}" for name, size in plan.hbm_bytes.items())
+    peak = plan.hbm_peak_bytes
+    total = "?" if peak is None else f"{peak / GIB:.2f}"
+    return f"{parts} = {total} of {_gib(plan.hbm_limit_bytes)}"
+
+
+def _flops(plan: Plan) -> str:
+    text = f"{plan.model_flops:.3g} of the model a device and step"
+    if not plan.executed_flops:
+        return text
+    ratio = plan.executed_flops / plan.model_flops
+    return f"{text}, {plan.executed_flops:.3g} executed: x {ratio:.3f}"
+
+
+def _time(plan: Plan) -> list[str]:
+    assert plan.step_seconds
+    spent = sorted(plan.breakdown.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{kind} {s / plan.step_seconds:.1%}" for kind, s in spent if s)
+    source = "libtpu's cycles" if plan.collectives else "arithmetic"
+    out = [_row("step time", f"{plan.step_seconds:.3g} s, estimated by {source}: {shares}")]
+    for collective in plan.collectives[:LISTED_COLLECTIVES]:
+        out.append(
+            _row(
+                "",
+                f"{collective.kind} over {_axis(collective.axis)}: "
+                f"{_gib(collective.bytes)} in {collective.count:,}, "
+                f"{collective.seconds:.3g} s on the links, exposed "
+                f"{collective.exposed_seconds / plan.step_seconds:.1%} of the step",
+            )
+        )
+    rest = plan.collectives[LISTED_COLLECTIVES:]
+    if rest:
+        seconds, exposed = (
+            sum(getattr(c, f) for c in rest) for f in ("seconds", "exposed_seconds")
+        )
+        out.append(
+            _row(
+                "",
+                f"{len(rest)} other kinds: {seconds:.3g} s on the links, exposed "
+                f"{exposed / plan.step_seconds:.1%}",
+            )
+        )
+    if plan.uncounted:
+        out.append(_row("not counted", ", ".join(plan.uncounted)[:80]))
+    return out
+
+
+def _expectation(plan: Plan) -> list[str]:
+    assert plan.mfu and plan.tokens_per_second and plan.days and plan.chip_hours
+    per_chip = tuple(rate / plan.chips for rate in plan.tokens_per_second)
+    if plan.calibrated:
+        band = (
+            f"the two estimators miss published runs by up to x {B_SPREAD:.2f} and x {A_SPREAD:.2f}"
+        )
+    else:
+        band = f"no calibration for {plan.slice.split(':')[0]}: no published run was compared"
+    out = [
+        _row("expected MFU", f"{_interval(plan.mfu)} (estimate, not a measurement; {band})"),
+        _row(
+            "tokens/s",
+            f"{_interval(plan.tokens_per_second)}, {_interval(per_chip)} a chip "
+            "(estimate, by that MFU, as what follows)",
+        ),
+        _row(
+            "whole run",
+            f"{_interval(plan.days)} days for {plan.tokens:,} tokens, "
+            f"{_interval(plan.chip_hours)} chip-hours",
+        ),
+    ]
+    if plan.cost:
+        out.append(
+            _row(
+                "cost",
+                f"{_interval(plan.cost)} at {plan.price:g} a chip and hour, as given",
+            )
+        )
+    if plan.energy_mwh:
+        out.append(
+            _row(
+                "energy",
+                f"{_interval(plan.energy_mwh)} MWh, if a chip draws {plan.watts:g} W; "
+                "hosts and cooling left out",
+            )
+        )
+    else:
+        out.append(_row("energy", "unknown: no public figure of the chip's power"))
+    return out
+
+
+def brief(plan: Plan) -> str:
+    """One line, for the progress of a search."""
+    mesh = " x ".join(map(str, plan.mesh.values()))
+    time = f", {plan.step_seconds:.3g} s a step" if plan.step_seconds else ""
+    return (
+        f"{plan.slice} {mesh}, {plan.micro_batches} micro-batches, remat {plan.remat}: "
+        f"{_verdict(plan)}{time}"
+    )
+
+
+def table(plans: Sequence[Plan]) -> list[str]:
+    """What a search found, a line each."""
+    priced = plans[0].cost is not None
+    head = ("slice", "chips", "replica x fsdp x tensor", "micro-batches", "remat", "HBM spare")
+    rows = [(*head, "step s", "days", "cost" if priced else "chip-hours", "MFU")]
+    for p in plans:
+        spent = p.cost if priced else p.chip_hours
+        rows.append(
+            (
+                p.slice,
+                f"{p.chips:,}",
+                " x ".join(map(str, p.mesh.values())),
+                str(p.micro_batches),
+                p.remat,
+                f"{p.spare_share or 0:.1%}",
+                f"{p.step_seconds:.3g}" if p.step_seconds else "?",
+                _interval(p.days) if p.days else "?",
+                _interval(spent) if spent else "?",
+                _interval(p.mfu) if p.mfu else "?",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= 0.01 * GIB else f"{size / 2**20:.2f} MiB"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _interval(values: tuple[float, ...]) -> str:
+    low, high = map(_number, values)
+    return low if low == high else f"{low} to {high}"
+
+
+def _axis(axis: str) -> str:
+    """As an experiment names it: fsdp is two axes of the mesh, see sharding.make_mesh."""
+    axis = axis.replace("plane+ring", "fsdp")
+    return axis.replace("plane", "fsdp's planes").replace("ring", "fsdp's rings")

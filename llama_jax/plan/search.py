@@ -1,0 +1,472 @@
+"""Placements of an experiment: those that could be, ranked by arithmetic and then compiled."""
+
+import concurrent.futures
+import dataclasses
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llama_jax import config
+from llama_jax.config import REMAT_POLICIES, Experiment, UserError
+from llama_jax.plan import slices
+from llama_jax.plan.arithmetic import host_holds, work_out
+from llama_jax.plan.program import Answer, compile_program
+from llama_jax.plan.report import Plan, brief, lines, make_plan
+from llama_jax.plan.slices import CHIPS, GIB, SHAPES_2D, SHAPES_3D, Slice
+from llama_jax.progress import Progress
+
+TENSOR_WAYS = (1, 2, 4, 8)
+MAX_REMEDIES_COMPILED = 3
+ROUGH = 1.15  # arithmetic may be wrong by this factor before it rules a placement out
+COST_OF_CHANGE = 0.1  # a remedy of one more change has to be faster by this share
+MIN_SPARE = 0.05  # share of HBM that a placement must leave
+MAX_DAYS = 90  # that a run may take on a slice that nobody named
+SEARCHED_CHIPS = ("v4", "v5e", "v5p", "v6e")
+CUBES = ((4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16))
+SPLASH_HEAD_DIM = 128
+COMPILER_BYTES = 3 * GIB  # that one compiler may need: 1.6 GiB for 7B
+
+
+def plan_all(
+    path: str, overrides: Sequence[str], names: Sequence[str], price: float | None
+) -> list[Plan]:
+    """One plan a slice; by default the experiment's own slice."""
+    if not names:
+        experiment = config.load(path)
+        for text in overrides:
+            experiment = config.override(experiment, text)
+        own = experiment.mesh.slice
+        if own is None:
+            raise UserError(
+                f"--slice: {path} names no slice in mesh.slice; give one, e.g. --slice v5e:8x8"
+            )
+        names = [own]
+    wanted = [slices.parse(name) for name in names]
+    return [_plan(load(path, overrides, slice), slice, Path(path).stem, price) for slice in wanted]
+
+
+def load(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
+    """The experiment for a slice. Raises UserError, naming the nearest mesh that works."""
+    experiment = _read(path, overrides, slice)
+    mesh = experiment.mesh
+    ways = (mesh.replica, mesh.fsdp, mesh.tensor)
+    try:
+        config.validate(experiment)
+        if math.prod(ways) != slice.num_devices:
+            raise UserError(
+                f"mesh: replica * fsdp * tensor = {' * '.join(map(str, ways))} = "
+                f"{math.prod(ways)}, but {slice.name} has {slice.num_devices} devices"
+            )
+        if mesh.replica % slice.num_slices:
+            raise UserError(
+                f"mesh.replica: got {mesh.replica}, expected a multiple of the "
+                f"{slice.num_slices} slices"
+            )
+    except UserError as e:
+        near = nearest(experiment, slice)
+        if near is None:
+            raise
+        raise UserError(f"{e}; the nearest that works is {words(experiment, near)}") from e
+    if experiment.model.attention == "cudnn" and slice.chip.dimensions:
+        raise UserError(
+            f"model.attention: cudnn runs on NVIDIA GPUs, not on {slice.name}; "
+            "--set model.attention=splash"
+        )
+    return experiment
+
+
+def _read(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
+    """The experiment for a slice, whether its placement can be or not."""
+    experiment = config.load(path, (), slice.name)
+    for text in overrides:
+        experiment = config.override(experiment, text)
+    return experiment
+
+
+def _plan(experiment: Experiment, slice: Slice, name: str, price: float | None) -> Plan:
+    if not slice.chip.dimensions:
+        return make_plan(name, experiment, slice, None, price)
+    plan = make_plan(name, experiment, slice, _compile(name, experiment, slice), price)
+    if plan.fits:
+        return plan
+    remedies = []
+    for near in _remedies(experiment, slice, plan.hbm_peak_bytes)[:MAX_REMEDIES_COMPILED]:
+        change = words(experiment, near)
+        print(f"does not fit; trying {change}", file=sys.stderr)
+        try:
+            answer = _compile(name, near, slice)
+        except UserError as e:
+            print(e, file=sys.stderr)
+            continue
+        better = make_plan(name, near, slice, answer, price)
+        if better.fits and better.spare_share is not None:
+            remedies.insert(0, f"{change} ({better.spare_share:.1%} of HBM to spare)")
+            if better.spare_share >= MIN_SPARE:
+                break
+    return dataclasses.replace(plan, remedies=tuple(remedies))
+
+
+def _compile(name: str, experiment: Experiment, slice: Slice):
+    watch = sys.stderr.isatty()
+    end = "\r" if watch else "\n"
+    last = -math.inf
+
+    def progress(seconds: float) -> None:
+        nonlocal last
+        if watch or seconds - last >= 15:
+            print(f"compiling {name} for {slice.name}, {seconds:.0f} s", end=end, file=sys.stderr)
+            last = seconds
+
+    answer = compile_program(experiment, slice, progress)
+    if watch and last > 0:
+        print("\x1b[K", end="", file=sys.stderr)  # clears the line
+    return answer
+
+
+# Placements
+
+
+def meshes(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
+    """The experiment on every mesh over the slice's devices that divides its model."""
+    n = slice.num_devices
+    for tensor in TENSOR_WAYS:
+        for replica in (r for r in range(slice.num_slices, n + 1, slice.num_slices) if n % r == 0):
+            fsdp, rest = divmod(n, replica * tensor)
+            if rest or (replica & (replica - 1) and replica != slice.num_slices):
+                continue
+            mesh = dataclasses.replace(
+                experiment.mesh,
+                replica=replica,
+                fsdp=fsdp,
+                tensor=tensor,
+                sequence_parallel=tensor > 1,
+            )
+            yield dataclasses.replace(experiment, mesh=mesh)
+
+
+def _valid(experiment: Experiment) -> bool:
+    try:
+        config.validate(experiment)
+    except UserError:
+        return False
+    return True
+
+
+def nearest(experiment: Experiment, slice: Slice) -> Experiment | None:
+    """The valid placement whose mesh and micro-batches differ least from the experiment's."""
+
+    def distance(other: Experiment) -> float:
+        pairs = [
+            (getattr(experiment.mesh, a), getattr(other.mesh, a))
+            for a in ("replica", "fsdp", "tensor")
+        ]
+        pairs.append((experiment.run.micro_batches, other.run.micro_batches))
+        return sum(abs(math.log(a / b)) for a, b in pairs)
+
+    candidates = (
+        dataclasses.replace(e, run=dataclasses.replace(e.run, micro_batches=micro_batches))
+        for e in meshes(experiment, slice)
+        for micro_batches in _divisors(experiment.data.batch_size)
+    )
+    return min(filter(_valid, candidates), key=distance, default=None)
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def placements(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
+    """On every mesh, in every number of micro-batches, under every remat policy."""
+    for e, micro_batches, remat in itertools.product(
+        meshes(experiment, slice), _divisors(experiment.data.batch_size), REMAT_POLICIES
+    ):
+        model = dataclasses.replace(e.model, remat=remat)
+        run = dataclasses.replace(e.run, micro_batches=micro_batches)
+        candidate = dataclasses.replace(e, model=model, run=run)
+        if _valid(candidate):
+            yield candidate
+
+
+def words(old: Experiment, new: Experiment) -> str:
+    """The --set options that make one of the other."""
+    out = []
+    for section in dataclasses.fields(Experiment):
+        a, b = getattr(old, section.name), getattr(new, section.name)
+        for field in dataclasses.fields(a):
+            value = getattr(b, field.name)
+            if getattr(a, field.name) != value:
+                out.append(f"--set {section.name}.{field.name}={value}")
+    return " ".join(out)
+
+
+def _remedies(experiment: Experiment, slice: Slice, needed: float | None) -> list[Experiment]:
+    """Placements one or two changes away, the fastest that should fit first.
+
+    needed: bytes, if the compiler said so. By it, or by not fitting, the experiment itself tells
+    how far the arithmetic is off.
+    """
+    limit = slice.chip.hbm_bytes
+    correction = (needed or ROUGH * limit) / work_out(experiment, slice).peak_bytes
+    near = []
+    for e in placements(experiment, slice):
+        changes = (e.mesh != experiment.mesh) + (e.run != experiment.run)
+        changes += e.model != experiment.model
+        figures = work_out(e, slice)
+        held = host_holds(figures.offloaded_bytes, slice)
+        if not 0 < changes <= 2 or not held:
+            continue
+        if figures.peak_bytes * correction < (1 - MIN_SPARE) * limit:
+            near.append((figures.step_seconds * (1 + COST_OF_CHANGE * changes), e))
+    return [e for _, e in sorted(near, key=lambda item: item[0])]
+
+
+# The search
+
+
+@dataclasses.dataclass
+class _Queue:
+    """Placements to compile for one slice, and what compiling has taught."""
+
+    slice: Slice
+    waiting: list[Experiment]  # the fastest by arithmetic first
+    left: int  # to compile at the most
+    correction: float = 1.0  # peak bytes of the compiler / by arithmetic, in its latest answer
+
+    def pop(self) -> Experiment | None:
+        limit = (1 - MIN_SPARE) * self.slice.chip.hbm_bytes
+        while self.left and self.waiting:
+            experiment = self.waiting.pop(0)
+            if work_out(experiment, self.slice).peak_bytes * self.correction < limit * ROUGH:
+                self.left -= 1
+                return experiment
+        return None
+
+    def learn(self, experiment: Experiment, plan: Plan) -> None:
+        if plan.hbm_peak_bytes:
+            self.correction = plan.hbm_peak_bytes / work_out(experiment, self.slice).peak_bytes
+
+
+def search(
+    path: str,
+    overrides: Sequence[str],
+    names: Sequence[str],
+    *,
+    price: float | None,
+    max_compiles: int,
+    jobs: int | None,
+) -> list[tuple[Plan, Experiment]]:
+    """The placements that fit with HBM to spare and that none betters in step time, cost and chips
+    at once; the cheapest first. What --set fixes stays as it is.
+
+    max_compiles: on each slice. Raises UserError if none fits.
+    """
+    wanted = [slices.parse(text) for text in names] or _default_slices(path, overrides)
+    queues = []
+    for slice in wanted:
+        if not slice.chip.dimensions:
+            raise UserError(f"--search: {slice.name}: programs are compiled for TPUs only")
+        experiment = _for_tpu(_read(path, overrides, slice))
+        queues.append(_Queue(slice, _promising(experiment, overrides, slice), max_compiles))
+    if not any(queue.waiting for queue in queues):
+        raise UserError(
+            f"--search: by arithmetic nothing fits {', '.join(slice.name for slice in wanted)} "
+            "within what --set fixes; name a larger slice, or fix less"
+        )
+    found = _compile_all(Path(path).stem, queues, price, jobs or _default_jobs())
+    if not found:
+        raise UserError(
+            f"--search: nothing compiled leaves {MIN_SPARE:.0%} of HBM to spare on "
+            f"{', '.join(slice.name for slice in wanted)}; try a larger slice or more --compiles"
+        )
+    return _pareto(found)
+
+
+def _compile_all(
+    name: str, queues: list[_Queue], price: float | None, jobs: int
+) -> list[tuple[Plan, Experiment]]:
+    """The plans with HBM to spare of what the queues hold, a slice in turn."""
+    total = sum(min(queue.left, len(queue.waiting)) for queue in queues)
+    progress = Progress(total, 0)
+    progress.note(
+        f"compiling at most {total} programs, {jobs} at a time, for "
+        f"{', '.join(queue.slice.name for queue in queues)}"
+    )
+    found, running, turns = [], {}, itertools.cycle(queues)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            for done in itertools.count(1):
+                for queue in itertools.islice(turns, len(queues) * jobs):
+                    if len(running) < jobs and (experiment := queue.pop()):
+                        task = pool.submit(_answer, experiment, queue.slice)
+                        running[task] = queue, experiment
+                if not running:
+                    break
+                task = next(concurrent.futures.as_completed(running))
+                queue, experiment = running.pop(task)
+                answer = task.result()
+                if isinstance(answer, UserError):
+                    progress.note(str(answer))
+                    continue
+                plan = make_plan(name, experiment, queue.slice, answer, price)
+                queue.learn(experiment, plan)
+                if plan.spare_share is not None and plan.spare_share >= MIN_SPARE:
+                    found.append((plan, experiment))
+                progress.update(min(done, total), brief(plan))
+        finally:
+            progress.close()
+            pool.shutdown(cancel_futures=True)
+    return found
+
+
+def _answer(experiment: Experiment, slice: Slice) -> Answer | UserError:
+    """One placement that the compiler cannot take does not end a search."""
+    try:
+        return compile_program(experiment, slice)
+    except UserError as e:
+        return e
+
+
+def _for_tpu(experiment: Experiment) -> Experiment:
+    """With the attention kernel of TPUs, if heads are as wide as it wants them."""
+    if experiment.model.head_dim % SPLASH_HEAD_DIM:
+        return experiment
+    return dataclasses.replace(
+        experiment, model=dataclasses.replace(experiment.model, attention="splash")
+    )
+
+
+def _promising(experiment: Experiment, overrides: Sequence[str], slice: Slice) -> list[Experiment]:
+    """Placements that may fit, without those that another on the same mesh betters in both time
+    and memory; the fastest by arithmetic first."""
+    limit = (1 - MIN_SPARE) * slice.chip.hbm_bytes
+    by_mesh: dict[config.MeshConfig, list[tuple[float, float, Experiment]]] = {}
+    for e in placements(experiment, slice):
+        figures = work_out(e, slice)
+        fixed = all(config.override(e, text) == e for text in overrides)
+        held = host_holds(figures.offloaded_bytes, slice)
+        if fixed and held and figures.peak_bytes < limit * ROUGH:
+            item = figures.step_seconds, figures.peak_bytes, e
+            by_mesh.setdefault(e.mesh, []).append(item)
+    front = []
+    for items in by_mesh.values():
+        least = math.inf
+        for seconds, peak, e in sorted(items, key=lambda item: item[:2]):
+            if peak < least:
+                least = peak
+                front.append((seconds, e))
+    return [e for _, e in sorted(front, key=lambda item: item[0])]
+
+
+def _default_slices(path: str, overrides: Sequence[str]) -> list[Slice]:
+    """Of each chip, the smallest slice on which arithmetic expects the run to end in time."""
+    found = []
+    for name in SEARCHED_CHIPS:
+        chip = CHIPS[name]
+        shapes = SHAPES_2D if chip.dimensions == 2 else (*SHAPES_3D, *CUBES)
+        for shape in sorted(shapes, key=math.prod):
+            slice = Slice(chip, shape)
+            best = _promising(_for_tpu(_read(path, overrides, slice)), overrides, slice)
+            if not best:
+                continue
+            seconds = work_out(best[0], slice).step_seconds * best[0].run.num_steps
+            if seconds < MAX_DAYS * 86_400:
+                found.append(slice)
+                break
+    if not found:
+        raise UserError(f"--search: no slice ends it in {MAX_DAYS} days; name one with --slice")
+    return found
+
+
+def _default_jobs() -> int:
+    """Compilers that the cores and the free memory of this machine allow."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        free = COMPILER_BYTES
+    return max(1, min(cores or 1, free // COMPILER_BYTES))
+
+
+def _pareto(found: list[tuple[Plan, Experiment]]) -> list[tuple[Plan, Experiment]]:
+    """Those that no other betters in one of step time, cost and chips and equals in the others."""
+
+    def price(plan: Plan) -> tuple[float, float, int]:
+        dearest = (plan.cost or plan.chip_hours or (0.0, math.inf))[1]
+        return dearest, plan.step_seconds or math.inf, plan.chips
+
+    kept, seen = [], set()
+    for plan, experiment in sorted(found, key=lambda item: price(item[0])):
+        mine = price(plan)
+        better = any(all(a <= b for a, b in zip(price(p), mine, strict=True)) for p, _ in kept)
+        if not better and mine not in seen:
+            kept.append((plan, experiment))
+            seen.add(mine)
+    return kept
+
+
+# The experiment file
+
+
+def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
+    """An experiment file of the placement, its docstring saying by which figures it was chosen."""
+    experiment = dataclasses.replace(
+        experiment, mesh=dataclasses.replace(experiment.mesh, slice=plan.slice)
+    )
+    sections = [getattr(experiment, f.name) for f in dataclasses.fields(Experiment)]
+    classes = sorted(type(s).__name__ for s in (*sections, experiment))
+    text = "\n".join(
+        [
+            f'"""{lines(plan)[0]}.',
+            "",
+            "Chosen by llama-jax plan --search; estimates, nothing of it was measured:",
+            "",
+            *lines(plan)[1:],
+            "",
+            f"llama-jax train {path}",
+            '"""',
+            "",
+            "from llama_jax.config import (",
+            *(f"    {name}," for name in classes),
+            ")",
+            "",
+            "",
+            "def get_experiment() -> Experiment:",
+            "    return Experiment(",
+            *(
+                line
+                for field, section in zip(dataclasses.fields(Experiment), sections, strict=True)
+                for line in _section(field.name, section)
+            ),
+            "    )",
+            "",
+        ]
+    )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as e:
+        raise UserError(f"--out: cannot write {str(path)!r}: {e.strerror or e}") from e
+
+
+def _section(name: str, section: object) -> list[str]:
+    """The source of one section, without the fields that have their default."""
+    fields = [
+        f"            {f.name}={_source(getattr(section, f.name))},"
+        for f in dataclasses.fields(section)
+        if getattr(section, f.name) != f.default
+    ]
+    return [f"        {name}={type(section).__name__}(", *fields, "        ),"]
+
+
+def _source(value: object) -> str:
+    """As ruff formats it, but for the breaks of long lines."""
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_source, value))}{',' if len(value) == 1 else ''})"
+    return repr(value)

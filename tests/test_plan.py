@@ -1,0 +1,285 @@
+"""Plans: libtpu compiles a tiny model for slices that are not there, in processes of its own."""
+
+import ast
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from llama_jax import config
+from llama_jax.config import UserError
+from llama_jax.plan import arithmetic, figures, program, report, search, slices
+from llama_jax.plan.program import OutOfMemory
+from llama_jax.plan.slices import GIB
+
+EXPERIMENT = str(Path(__file__).parents[1] / "experiments/llama_7b.py")
+SLICE = slices.parse("v5e:2x2")
+TINY = [
+    "model.num_layers=2",
+    "model.embed_dim=128",
+    "model.num_heads=1",
+    "model.vocab_size=256",
+    "model.attention=splash",
+    "model.remat=qkv",
+    "data.seq_len=256",
+    "data.batch_size=8",
+    "run.micro_batches=1",
+    "run.compiler_options=()",
+    "mesh.replica=1",
+    "mesh.fsdp=4",
+    "mesh.tensor=1",
+    "mesh.sequence_parallel=false",
+]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed; it needs no TPU",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """One for all tests here, and not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def tiny(*changes: str, slice=SLICE):
+    return search.load(EXPERIMENT, [*TINY, *changes], slice)
+
+
+def plan(*args: str, set: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    sets = [word for text in (*TINY, *set) for word in ("--set", text)]
+    command = [sys.executable, "-m", "llama_jax", "plan", EXPERIMENT, *sets, *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+# By arithmetic
+
+
+def test_gpus_are_planned_by_arithmetic_and_say_so():
+    done = plan("--slice", "h100:4", "--price", "2")
+    assert done.returncode == 0, done.stderr
+    assert "by arithmetic, nothing compiled" in done.stdout
+    assert "no calibration for h100" in done.stdout
+    assert "FITS by arithmetic" in done.stdout and " at 2 a chip and hour" in done.stdout
+
+
+def test_arithmetic_counts_parameters_exactly():
+    e = config.load(EXPERIMENT, ["mesh.fsdp=64", "mesh.replica=1", "mesh.tensor=1"])
+    figures = arithmetic.work_out(e, slices.parse("v5e:8x8"))
+    norms = 65 * 4096
+    assert figures.weights_bytes == 4 * ((6_738_415_616 - norms) // 64 + norms)
+    assert figures.optimizer_bytes == 2 * figures.weights_bytes
+
+
+def test_moves_to_the_host_take_time_and_room():
+    pod = slices.parse("v5e:8x8")
+    set = ["model.remat=offload", "mesh.fsdp=64", "mesh.replica=1", "mesh.tensor=1"]
+    few, many = (
+        arithmetic.work_out(config.load(EXPERIMENT, [*set, f"run.micro_batches={n}"]), pod)
+        for n in (1, 8)
+    )
+    assert few.offloaded_bytes == 8 * many.offloaded_bytes > 80e9
+    assert not arithmetic.host_holds(few.offloaded_bytes, pod)
+    assert arithmetic.host_holds(many.offloaded_bytes, pod)
+    assert arithmetic.host_seconds(16e9, micro_batches=2, compute_seconds=3) == 1 + 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["mesh.fsdp=2"], r"= 1 \* 2 \* 1 = 2, but v5e:2x2 has 4 devices; .* is --set mesh.fsdp=4"),
+        (["mesh.fsdp=3"], "expected a multiple of mesh.fsdp=3; the nearest that works is --set"),
+        (["run.micro_batches=3"], "nearest that works is --set run.micro_batches=2"),
+        (["model.attention=cudnn"], "cudnn runs on NVIDIA GPUs, not on v5e:2x2; --set model"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_with_one_that_can(changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        tiny(*changes)
+    assert "\n" not in str(error.value)
+
+
+def test_slices_that_are_missing_or_unknown_are_named():
+    done = plan("--set", "mesh.slice=none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "names no slice in mesh.slice; give one, e.g. --slice v5e:8x8" in done.stderr
+    done = plan("--slice", "v9:2x2")
+    assert done.returncode == 2 and "no chip 'v9'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# The compiler's process, in the place of which another one fails
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os; os.abort()", "the compiler ended on signal 6; change the mesh"),
+        ("raise SystemExit('RuntimeError: no luck')", "process failed: RuntimeError: no luck"),
+        ("import time; time.sleep(60)", "stopped after 1 s without an answer; try a smaller"),
+    ],
+)
+def test_a_compiler_that_fails_is_one_sentence(code, message, monkeypatch):
+    run = subprocess.Popen
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(program, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(
+        program.subprocess, "Popen", lambda _, **kwargs: run([sys.executable, "-c", code], **kwargs)
+    )
+    with pytest.raises(UserError, match=message) as error:
+        program.compile_program(tiny(), SLICE)
+    assert "\n" not in str(error.value)
+    assert program.cached(tiny(), SLICE) is None
+
+
+def test_a_missing_libtpu_is_said_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="is not installed; pip install libtpu=="):
+        program.compile_program(tiny("data.batch_size=4"), SLICE)
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("... required for HLO temporaries (18.59G) exceeds available HBM (15.75G).", 18.59),
+        ("Ran out of memory in memory space hbm. Used 16.20G of 15.75G hbm. Exceeded", 16.20),
+    ],
+)
+def test_what_is_too_large_is_read(message, needed):
+    found = program._out_of_memory(message)
+    assert found == OutOfMemory(needed_bytes=needed * GIB, limit_bytes=15.75 * GIB, message=message)
+    too_large = report.make_plan("tiny", tiny(), SLICE, found, None)
+    assert not too_large.fits
+    assert f"DOES NOT FIT by {needed - 15.75:.2f} GiB" in report.lines(too_large)[0]
+
+
+@pytest.mark.parametrize(("peak", "expected"), [(2124, 118 + 738), (800, 800)])
+def test_the_peak_is_of_the_device_where_the_host_holds_more(peak, expected):
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=118, temp_size_in_bytes=738, peak_memory_in_bytes=peak
+    )
+    assert program._device_peak(memory) == expected
+
+
+def test_the_cache_knows_what_a_program_is_made_of():
+    path = program._path(tiny(), SLICE)
+    assert path == program._path(tiny("optimizer.peak_lr=1", "data.seed=3"), SLICE)
+    assert path != program._path(tiny("model.remat=nothing"), SLICE)
+    assert path != program._path(tiny(), slices.parse("v6e:2x2"))
+
+
+# Compiled
+
+
+@pytest.fixture(scope="module")
+def compiled(cache) -> dict:
+    """The tiny model's plan, as JSON."""
+    done = plan("--slice", SLICE.name, "--price", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"compiling llama_7b for v5e:2x2, \d+ s", done.stderr)
+    (found,) = json.loads(done.stdout)
+    return found
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_repeat_is_cached_and_loads_no_jax(compiled):
+    code = (
+        "import sys; from llama_jax import cli; sys.argv[0] = 'llama-jax'\n"
+        "try: cli.main()\n"
+        "finally: print('jax' in sys.modules, file=sys.stderr)"
+    )
+    sets = [word for text in TINY for word in ("--set", text)]
+    command = [sys.executable, "-c", code, "plan", EXPERIMENT, "--slice", SLICE.name, *sets]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stderr) == (0, "False\n")
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 25 and max(map(len, lines)) < 200
+    assert lines[0].startswith("llama_7b on v5e:2x2: FITS with ")
+    assert "estimate, not a measurement" in done.stdout
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_json_has_what_the_text_has(compiled):
+    e = tiny()
+    answer = program.cached(e, SLICE)
+    assert isinstance(answer, program.Program)
+    found = report.make_plan("llama_7b", e, SLICE, answer, 2.0)
+    assert compiled == json.loads(json.dumps(dataclasses.asdict(found)))
+    assert sum(compiled["hbm_bytes"].values()) == compiled["hbm_peak_bytes"]
+    assert sum(compiled["breakdown"].values()) == pytest.approx(compiled["step_seconds"])
+    low, high = compiled["mfu"]
+    assert 0 < low <= high < 1
+    text = "\n".join(report.lines(found))
+    assert f"FITS with {found.spare_share:.1%}" in text
+    assert f"= {found.hbm_peak_bytes / GIB:.2f} of 15.75 GiB" in text
+    assert f"x {found.executed_flops / found.model_flops:.3f}" in text
+    # Exactly what arithmetic says, of what it knows exactly.
+    rough = arithmetic.work_out(e, SLICE)
+    assert compiled["hbm_bytes"]["weights"] == rough.weights_bytes
+    assert compiled["hbm_bytes"]["optimizer"] == pytest.approx(rough.optimizer_bytes, abs=64)
+    assert compiled["hbm_bytes"]["activations"] == rough.activations_bytes
+    assert compiled["executed_flops"] == pytest.approx(rough.executed_flops, rel=0.2)
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_figure_is_drawn(compiled, tmp_path, suffix):
+    e = tiny()
+    found = report.make_plan("llama_7b", e, SLICE, program.cached(e, SLICE), None)
+    figures.draw([found, found], tmp_path / f"plan{suffix}")
+    assert (tmp_path / f"plan{suffix}").stat().st_size > 5000
+    with pytest.raises(UserError, match="expected a name in .png or .svg"):
+        figures.draw([found], tmp_path / "plan.gif")
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_what_does_not_fit_comes_with_what_does():
+    large = ("data.batch_size=8192", "data.seq_len=1024", "model.remat=everything")
+    large = (*large, "run.gradient_dtype=bfloat16")
+    done = plan("--slice", SLICE.name, set=large)
+    assert done.returncode == 1, done.stderr
+    assert re.match(r"llama_7b on v5e:2x2: DOES NOT FIT by \d+\.\d\d GiB", done.stdout)
+    (words,) = re.findall(r"fits with +(--set .*) \(", done.stdout)
+    change = tuple(words.replace("--set ", "").split())
+    done = plan("--slice", SLICE.name, "--json", set=(*large, *change))
+    assert done.returncode == 0 and "compiling" not in done.stderr
+    (found,) = json.loads(done.stdout)
+    # The arithmetic's band: what fills most of the memory is known.
+    e = tiny(*large, *change)
+    assert found["hbm_peak_bytes"] == pytest.approx(
+        arithmetic.work_out(e, SLICE).peak_bytes, rel=0.35
+    )
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_search_writes_an_experiment_that_fits(tmp_path):
+    out = tmp_path / "best.py"
+    args = ("--search", "--slice", SLICE.name, "--compiles", "1", "--jobs", "1", "--out", str(out))
+    fixed = [t for t in TINY if not t.startswith(("model.remat", "mesh"))]
+    sets = [word for text in fixed for word in ("--set", text)]
+    command = [sys.executable, "-m", "llama_jax", "plan", EXPERIMENT, *sets, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "compiling at most 1 programs, 1 at a time, for v5e:2x2" in done.stderr
+    assert done.stdout.splitlines()[1].startswith("v5e:2x2  4 ")
+    doc = ast.get_docstring(ast.parse(out.read_text()))
+    assert doc and "FITS with" in doc and f"llama-jax train {out}" in doc
+    assert config.load(str(out)).mesh.slice == SLICE.name
+    command = [sys.executable, "-m", "llama_jax", "plan", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=os.environ)
+    assert done.returncode == 0 and "compiling" not in done.stderr
+    assert done.stdout.startswith("best on v5e:2x2: FITS")
