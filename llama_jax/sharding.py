@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, reshard
 from jax.sharding import PartitionSpec as P
@@ -30,9 +31,8 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:
     """A mesh over all of `devices`. Raises UserError unless the axes multiply to their number.
 
     The replicas are spread over the slices, if there are several: parameters are gathered within a
-    slice, and only sums of gradients cross the data-centre network. fsdp is laid out as `plane`
-    times `ring`, the latter along one axis of the torus, so that gradients can be scattered over
-    one and then over the other (reduce_scatter).
+    slice, and only sums of gradients cross the data-centre network. An fsdp that spans the whole
+    torus is laid out as `plane` times `ring`, the latter along one axis, see gather.
     """
     shape = (cfg.replica, cfg.fsdp, cfg.tensor)
     if math.prod(shape) != len(devices):
@@ -55,7 +55,7 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:
         if num_slices > 1
         else mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     )
-    ring = ring_length(grid[0, :, 0])
+    ring = ring_length(grid)
     return jax.sharding.Mesh(
         grid.reshape(cfg.replica, cfg.fsdp // ring, ring, cfg.tensor),
         MESH_AXES,
@@ -63,23 +63,21 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:
     )
 
 
-def ring_length(devices: Sequence[Any]) -> int:
-    """How many of the devices, from the first, follow one axis of the torus; 1 if all of them do,
-    or if they know no torus."""
-    if not hasattr(devices[0], "coords"):
+def ring_length(grid: np.ndarray) -> int:
+    """How many devices of fsdp, from the first, follow one axis of the torus; 1 if fsdp does not
+    span the whole torus, or there is none. grid: devices, [replica, fsdp, tensor]."""
+    if not hasattr(grid.flat[0], "coords"):
         return 1
-    n = 1
-    while n < len(devices):
-        if (
-            sum(
-                len(set(axis)) > 1
-                for axis in zip(*(d.coords for d in devices[: n + 1]), strict=True)
-            )
-            > 1
-        ):
-            break
-        n += 1
-    return n if n < len(devices) and len(devices) % n == 0 else 1
+    fsdp = [device.coords for device in grid[0, :, 0]]
+    if _axes(fsdp) < _axes([device.coords for device in grid.flat]):
+        return 1
+    n = max((n for n in range(1, len(fsdp)) if _axes(fsdp[:n]) < 2), default=1)
+    return n if len(fsdp) % n == 0 else 1
+
+
+def _axes(coords: Sequence[tuple[int, ...]]) -> int:
+    """In how many dimensions they differ."""
+    return sum(len(set(places)) > 1 for places in zip(*coords, strict=True))
 
 
 def param_spec(dims: str) -> P:

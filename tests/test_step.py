@@ -116,7 +116,7 @@ def test_every_mesh_agrees_with_one_device(reference, mesh):
 
 def test_two_stages_over_fsdp_agree_with_one_device(reference, monkeypatch):
     """As on a torus: gathers and reductions over a ring and over the planes it connects."""
-    monkeypatch.setattr("llama_jax.sharding.ring_length", lambda devices: 2)
+    monkeypatch.setattr("llama_jax.sharding.ring_length", lambda grid: 2)
     mesh = MeshConfig(fsdp=4, tensor=2, sequence_parallel=True)
     np.testing.assert_allclose(
         run(dataclasses.replace(BASE, mesh=mesh))[0], reference[0], rtol=1e-5
