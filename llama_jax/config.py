@@ -80,7 +80,7 @@ REMAT_POLICIES = {
 ASYNC_GATHERS = (
     "xla_enable_async_all_gather",
     "true",
-    "v4 and v5p gather the next weights while they multiply by these",
+    "v4 gathers the next weights while it multiplies by these; v5p's gathers stay synchronous",
 )
 WHOLE_LOOPS = (
     "xla_tpu_pipeline_memory_host_transfers",

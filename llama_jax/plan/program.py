@@ -305,10 +305,14 @@ def _stacked(jaxpr: Any) -> tuple[list[Any], list[Any], list[Any]]:
         if eqn.primitive.name == "shard_map":
             continue
         inner = [getattr(value, "jaxpr", value) for value in eqn.params.values()]
-        found = [_stacked(body) for body in inner if hasattr(body, "eqns")]
+        found = [_stacked(one) for one in inner if hasattr(one, "eqns")]
         if eqn.primitive.name == "scan":
             outputs = [v.aval for v in eqn.outvars]
-            num_carry = eqn.params["num_carry"]
+            body = eqn.params["jaxpr"].jaxpr
+            # What is stacked has a dimension more outside than in the body, the carry does not.
+            num_carry = sum(
+                output.ndim == v.aval.ndim for output, v in zip(outputs, body.outvars, strict=True)
+            )
             if any(f or b for f, b, _ in found):
                 sums += outputs[:num_carry]
             else:
