@@ -226,11 +226,14 @@ def show(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
+    from llama_jax.plan.figures import check_name, draw
     from llama_jax.plan.report import lines, table
     from llama_jax.plan.search import plan_all, search, write_experiment
 
     if not args.search and (args.out or args.jobs):
         raise UserError("--out and --jobs belong to --search")
+    if args.figure:
+        check_name(args.figure)
     if args.search:
         found = search(
             args.experiment,
@@ -249,8 +252,6 @@ def plan(args: argparse.Namespace) -> int:
         text = "\n\n".join("\n".join(lines(p)) for p in plans)
     print(json.dumps([dataclasses.asdict(p) for p in plans], indent=2) if args.json else text)
     if args.figure:
-        from llama_jax.plan.figures import draw
-
         draw(plans, args.figure)
     return 0 if all(p.fits for p in plans) else 1
 

@@ -241,7 +241,7 @@ def test_a_figure_is_drawn(compiled, tmp_path, suffix):
     figures.draw([found, found], tmp_path / f"plan{suffix}")
     assert (tmp_path / f"plan{suffix}").stat().st_size > 5000
     with pytest.raises(UserError, match="expected a name in .png or .svg"):
-        figures.draw([found], tmp_path / "plan.gif")
+        figures.check_name(tmp_path / "plan.gif")
 
 
 @needs_libtpu

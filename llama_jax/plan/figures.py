@@ -10,10 +10,14 @@ from llama_jax.plan.slices import GIB
 SUFFIXES = (".png", ".svg")
 
 
-def draw(plans: Sequence[Plan], path: Path) -> None:
-    """Writes the picture. Raises UserError if the file cannot be written."""
+def check_name(path: Path) -> None:
+    """Raises UserError for a name that draw cannot write to; before the minutes of a compile."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"--figure: got {str(path)!r}, expected a name in {' or '.join(SUFFIXES)}")
+
+
+def draw(plans: Sequence[Plan], path: Path) -> None:
+    """Writes the picture. Raises UserError if the file cannot be written."""
     import matplotlib
 
     matplotlib.use("Agg")
