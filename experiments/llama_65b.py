@@ -24,10 +24,14 @@ from llama_jax.config import (
 
 # Slice: mesh, micro-batches, rematerialisation.
 SLICES = {
-    "v4:8x16x16": (MeshConfig(replica=8, fsdp=64, tensor=4, sequence_parallel=True), 1, "offload"),
+    "v4:8x16x16": (
+        MeshConfig(replica=8, fsdp=64, ring=8, tensor=4, sequence_parallel=True),
+        1,
+        "mlp_offload",
+    ),
     "v5e:16x16": (MeshConfig(fsdp=256), 8, "offload"),
     "v5p:8x8x16": (
-        MeshConfig(replica=8, fsdp=64, tensor=2, sequence_parallel=True),
+        MeshConfig(replica=8, fsdp=64, ring=8, tensor=2, sequence_parallel=True),
         1,
         "linear_offload",
     ),

@@ -73,6 +73,9 @@ REMAT_POLICIES = {
     "offload": Remat(offload=("query", "key", "value", "context", "residual")),
     "linear": Remat(save=(*_LINEAR, "context")),
     "linear_offload": Remat(save=_LINEAR, offload=("context", "residual")),
+    "mlp_offload": Remat(
+        save=("gate", "up"), offload=("query", "key", "value", "out", "context", "residual")
+    ),
     "everything": Remat(),  # no rematerialisation at all, see model.py
 }
 
@@ -149,6 +152,7 @@ class MeshConfig:
 
     replica: int = 1  # batch split, parameters copied
     fsdp: int = 1  # batch and parameters split
+    ring: int = 1  # of fsdp, so many devices sum gradients in hops, see sharding.reduce_scatter
     tensor: int = 1  # heads, MLP width and vocabulary split
     sequence_parallel: bool = False  # between blocks, split activations in time over `tensor`
     slice: str | None = None  # what it is laid out for, as `llama-jax plan` names it: "v5p:4x4x4"
@@ -344,6 +348,7 @@ def validate(experiment: Experiment) -> None:
     ):
         ways = getattr(mesh, axis)
         check(size % ways == 0, field, size, f"a multiple of mesh.{axis}={ways}")
+    check(mesh.fsdp % mesh.ring == 0, "mesh.ring", mesh.ring, f"a divisor of mesh.fsdp={mesh.fsdp}")
     ways = mesh.replica * mesh.fsdp * run.micro_batches
     check(
         data.batch_size % ways == 0,

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
-from llama_jax.sharding import ACTIVATION_RULES, activation_spec, gather, param_spec, reduce_scatter
+from llama_jax.sharding import (
+    ACTIVATION_RULES,
+    activation_spec,
+    gather,
+    param_spec,
+    reduce_scatter,
+    take,
+)
 
 CHUNK = 1024  # tokens per device whose logits exist at a time
 
@@ -99,5 +106,5 @@ def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):
     count = jax.lax.psum(jnp.sum(targets_BT >= 0), batch_axes)
     if dx_CND is None:
         return loss, count, None, None
-    dhead_DV = reduce_scatter(dhead_DV, "DV").astype(head_DV.dtype)
+    dhead_DV = reduce_scatter(partial(take, dhead_DV, "DV"), "DV").astype(head_DV.dtype)
     return loss, count, dx_CND.reshape(-1, D)[: B * T].reshape(B, T, D), dhead_DV

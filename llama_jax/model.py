@@ -17,7 +17,7 @@ from jax.sharding import reshard
 
 from llama_jax.attention import KVCache, attend_to_cache, attend_within_documents
 from llama_jax.config import REMAT_POLICIES, ModelConfig
-from llama_jax.sharding import activation_spec, einsum, gather, param_spec, reduce_scatter
+from llama_jax.sharding import activation_spec, einsum, gather, param_spec, reduce_scatter, take
 
 
 def weight(rngs: nnx.Rngs, std: float, dims: str, *shape: int) -> nnx.Param:
@@ -142,7 +142,8 @@ def _lookup_backward(operands, grad_BTD):
         # In fp32, so that the gradients of a frequent token are not added up in bf16.
         sum_VD = jnp.zeros((V, grad_BTD.shape[-1]), jnp.float32)
         sum_VD = sum_VD.at[row_BT].add(grad_BTD.astype(jnp.float32), mode="drop")
-        return reduce_scatter(sum_VD.astype(embed_VD.dtype), "VD")
+        sum_VD = sum_VD.astype(embed_VD.dtype)
+        return reduce_scatter(lambda part: take(sum_VD, "VD", part).T, "VD")
 
     tokens_BT = reshard(tokens_BT, activation_spec("BT"))
     grad_BTD = reshard(grad_BTD, activation_spec("BTD"))

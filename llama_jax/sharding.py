@@ -20,8 +20,8 @@ from jax.typing import DTypeLike
 
 from llama_jax.config import MeshConfig, UserError
 
-# What mesh.fsdp counts are two axes of the mesh, see make_mesh.
-FSDP = ("plane", "ring")
+# What mesh.fsdp counts are three axes of the mesh, see make_mesh.
+FSDP = ("ring", "plane", "line")
 MESH_AXES = ("replica", *FSDP, "tensor")
 PARAM_RULES = {"D": FSDP, "G": "tensor", "F": "tensor", "V": "tensor"}
 ACTIVATION_RULES = {"B": ("replica", *FSDP), "G": "tensor", "F": "tensor", "V": "tensor"}
@@ -31,8 +31,9 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:
     """A mesh over all of `devices`. Raises UserError unless the axes multiply to their number.
 
     The replicas are spread over the slices, if there are several: parameters are gathered within a
-    slice, and only sums of gradients cross the data-centre network. An fsdp that spans the whole
-    torus is laid out as `plane` times `ring`, the latter along one axis, see gather.
+    slice, and only sums of gradients cross the data-centre network. Of fsdp, mesh.ring devices are
+    laid along one side of the torus, see reduce_scatter; if the rest spans the whole torus, `line`
+    is along one of its axes, see gather.
     """
     shape = (cfg.replica, cfg.fsdp, cfg.tensor)
     if math.prod(shape) != len(devices):
@@ -45,30 +46,30 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:
         raise UserError(
             f"mesh.replica: got {cfg.replica}, expected a multiple of the {num_slices} slices"
         )
+    # The ring comes last, as mesh_utils lays out the last axes first: so it is one whole side.
+    shape = (cfg.replica // num_slices, cfg.fsdp // cfg.ring, cfg.tensor, cfg.ring)
     grid = (
         mesh_utils.create_hybrid_device_mesh(
-            (cfg.replica // num_slices, cfg.fsdp, cfg.tensor),
-            (num_slices, 1, 1),
-            devices,
-            allow_split_physical_axes=True,
+            shape, (num_slices, 1, 1, 1), devices, allow_split_physical_axes=True
         )
         if num_slices > 1
         else mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     )
-    ring = ring_length(grid)
+    grid = np.moveaxis(grid, -1, 1)
+    line = line_length(grid)
     return jax.sharding.Mesh(
-        grid.reshape(cfg.replica, cfg.fsdp // ring, ring, cfg.tensor),
+        grid.reshape(cfg.replica, cfg.ring, -1, line, cfg.tensor),
         MESH_AXES,
         axis_types=(AxisType.Explicit,) * len(MESH_AXES),
     )
 
 
-def ring_length(grid: np.ndarray) -> int:
-    """How many devices of fsdp, from the first, follow one axis of the torus; 1 if fsdp does not
-    span the whole torus, or there is none. grid: devices, [replica, fsdp, tensor]."""
+def line_length(grid: np.ndarray) -> int:
+    """How many devices of fsdp, from the first, follow one axis of the torus; 1 if they do not span
+    the whole torus, or there is none. grid: devices, [replica, ring, the rest of fsdp, tensor]."""
     if not hasattr(grid.flat[0], "coords"):
         return 1
-    fsdp = [device.coords for device in grid[0, :, 0]]
+    fsdp = [device.coords for device in grid[0, 0, :, 0]]
     if _axes(fsdp) < _axes([device.coords for device in grid.flat]):
         return 1
     n = max((n for n in range(1, len(fsdp)) if _axes(fsdp[:n]) < 2), default=1)
@@ -109,12 +110,13 @@ def einsum(
 def gather(w: jax.Array, dims: str) -> jax.Array:
     """A weight that is whole along fsdp, and split over `tensor` as before.
 
-    In two stages, because libtpu makes of one gather over all axes of a torus an all-reduce of
-    zeros and shares, which moves every byte twice and which nothing overlaps.
+    In stages where fsdp spans the whole torus, because libtpu makes of one gather over all its axes
+    an all-reduce of zeros and shares, which moves every byte twice and which nothing overlaps.
     """
-    for axis in FSDP[:1], ():
+    whole_torus = jax.sharding.get_abstract_mesh().shape["tensor"] == 1
+    for rest in (FSDP[:2], FSDP[:1], ()) if whole_torus else ((),):
         w = reshard(
-            w, P(*(axis if PARAM_RULES.get(d) == FSDP else PARAM_RULES.get(d) for d in dims))
+            w, P(*(rest if PARAM_RULES.get(d) == FSDP else PARAM_RULES.get(d) for d in dims))
         )
     return w
 
@@ -155,9 +157,14 @@ def _like(operand: jax.Array, spec: str, a: jax.Array, b: jax.Array) -> jax.Arra
 
 def _weight_gradient(spec: str, x: jax.Array, grad: jax.Array, dtype: DTypeLike) -> jax.Array:
     x_dims, grad_dims, w_dims = spec.replace("->", ",").split(",")
+    d_first = f"{x_dims},{grad_dims}->D{w_dims.replace('D', '')}"
 
     def on_device(x, grad):
-        return reduce_scatter(jnp.einsum(spec, x, grad, preferred_element_type=dtype), w_dims)
+        def share(part):
+            a, b = (take(y, dims, part) for y, dims in ((x, x_dims), (grad, grad_dims)))
+            return jnp.einsum(d_first, a, b, preferred_element_type=dtype)
+
+        return reduce_scatter(share, w_dims)
 
     return jax.shard_map(
         on_device,
@@ -167,17 +174,38 @@ def _weight_gradient(spec: str, x: jax.Array, grad: jax.Array, dtype: DTypeLike)
     )(x, grad)
 
 
-def reduce_scatter(w: jax.Array, dims: str) -> jax.Array:
-    """In shard_map: the sum of all devices' gradients of a weight, each device left with its share.
-
-    In two stages, and with D first, because libtpu makes an all-reduce, which moves every byte
-    twice, of a reduce-scatter over all axes of a torus at once or over less than a tile of lanes.
-    """
+def take(x: jax.Array, dims: str, part: jax.Array) -> jax.Array:
+    """Of x, one of as many parts along D as fsdp's ring is long; all of it if it has no D."""
+    if "D" not in dims:
+        return x
     axis = dims.index("D")
-    w = jnp.moveaxis(w, axis, 0)
-    for stage in FSDP:
-        w = jax.lax.psum_scatter(w, stage, scatter_dimension=0, tiled=True)
-    return jnp.moveaxis(jax.lax.psum(w, "replica"), 0, axis)
+    size = x.shape[axis] // jax.lax.axis_size("ring")
+    return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
+
+
+def reduce_scatter(share: Callable[[jax.Array], jax.Array], dims: str) -> jax.Array:
+    """In shard_map: the sum of all devices' gradients of a weight, each device left with its part.
+
+    share(part): this device's gradient of one part, see take, with D as its first axis.
+
+    libtpu overlaps no reduce-scatter with computation. So along the ring, if mesh.ring asks for
+    one, it is written out: a sum goes from device to device while the next one computes what it
+    will add. That pays where little else overlaps, as in a step of one micro-batch; it costs an
+    addition per hop and half of the links. The rest goes in two stages, and with D first, because
+    libtpu makes an all-reduce, which moves every byte twice, of a reduce-scatter over all axes of a
+    torus at once or over less than a tile of lanes.
+    """
+    n = jax.lax.axis_size("ring")
+    # To the end of the line in steps of two and back: without wraparound, too, every hop is short.
+    order = [*range(0, n, 2), *reversed(range(1, n, 2))]
+    place = jnp.array([order.index(i) for i in range(n)])[jax.lax.axis_index("ring")]
+    total = share(jnp.array(order)[(place - 1) % n])
+    for hop in range(2, n + 1):
+        total = jax.lax.ppermute(total, "ring", [(order[i - 1], order[i]) for i in range(n)])
+        total += share(jnp.array(order)[(place - hop) % n])
+    for stage in FSDP[1:]:
+        total = jax.lax.psum_scatter(total, stage, scatter_dimension=0, tiled=True)
+    return jnp.moveaxis(jax.lax.psum(total, "replica"), 0, dims.index("D"))
 
 
 _einsum.defvjp(_einsum_forward, _einsum_backward)

@@ -218,7 +218,7 @@ def test_groups_in_all_spellings(groups):
         ("all-reduce(%a), replica_groups={}, to_apply=%add", "fsdp+tensor", 15 / 8, 1),
         ("reduce-scatter(%a), replica_groups=[4,4]<=[16], to_apply=%add", "tensor", 3 / 4, 0.5),
         ("all-to-all(%a), replica_groups=[4,4]<=[16]", "tensor", 3 / 4, 0.5 * 4),
-        ("collective-permute(%a), source_target_pairs={{0,4},{4,8},{8,0}}", "fsdp", 1, 1),
+        ("collective-permute(%a), source_target_pairs={{0,4},{4,8},{8,0}}", "fsdp", 1, 0.5),
     ],
 )
 def test_bytes_and_bandwidth_of_collectives(operation, axis, sent, axes):
@@ -245,6 +245,7 @@ def test_an_all_reduce_may_send_fewer_bits_than_its_operands_have():
 
 
 START = "(bf16[512,512]{1,0}, bf16[2048,512]{1,0}) all-gather-start(%a), replica_groups="
+PERMUTE = 2**19 / (V5E.link_bandwidth / 2)  # one way
 TENSOR, FSDP = "[4,4]<=[16]", "[4,4]<=[4,4]T(1,0)"
 
 
@@ -268,6 +269,24 @@ def test_an_asynchronous_collective_hides_behind_what_runs_before_its_done():
     assert (tensor.axis, tensor.count, tensor.bytes) == ("tensor", 2, 2 * SENT)
     assert tensor.exposed_seconds == pytest.approx(2 * GATHER - COMPUTE)
     assert (fsdp.axis, fsdp.seconds, fsdp.exposed_seconds) == ("fsdp", GATHER, 0)
+
+
+@pytest.mark.parametrize(
+    "second, seconds",
+    [("{0,12},{4,0},{8,4},{12,8}", PERMUTE), ("{0,4},{4,8},{8,12},{12,0}", 2 * PERMUTE)],
+)
+def test_permutes_share_links_unless_they_go_opposite_ways(second, seconds):
+    permute = "(bf16[512,512]{1,0}, bf16[512,512]{1,0}) collective-permute-start(%a)"
+    result = of_v5e(
+        entry(
+            "%a = bf16[512,512]{1,0} parameter(0)",
+            f"%s1 = {permute}, source_target_pairs={{{{0,4}},{{4,8}},{{8,12}},{{12,0}}}}",
+            f"%s2 = {permute}, source_target_pairs={{{second}}}",
+            "%d1 = bf16[512,512]{1,0} collective-permute-done(%s1)",
+            "ROOT %d2 = bf16[512,512]{1,0} collective-permute-done(%s2)",
+        )
+    )
+    assert result.step_seconds == pytest.approx(seconds)
 
 
 def test_a_synchronous_collective_goes_first():

@@ -1,8 +1,11 @@
 """The four sizes on their slices: the recorded figures, and some of them compiled again."""
 
+import collections
 import dataclasses
 import importlib.util
+import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 
 from llama_jax.config import MeshConfig
 from llama_jax.plan import slices
-from llama_jax.sharding import make_mesh
+from llama_jax.sharding import FSDP, make_mesh
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -31,20 +34,22 @@ def test_every_size_fits_each_of_its_slices_with_memory_to_spare():
 
 @needs_libtpu
 @pytest.mark.parametrize(
-    "slice, mesh, plane_and_ring",
+    "slice, mesh, fsdp",
     [
-        ("v5e:8x8", MeshConfig(fsdp=64), (8, 8)),
-        ("v5p:4x4x4", MeshConfig(fsdp=64), (16, 4)),
-        ("2xv5e:8x8", MeshConfig(replica=2, fsdp=64), (8, 8)),
-        ("v5p:8x8x16", MeshConfig(replica=8, fsdp=64, tensor=2), (64, 1)),  # two axes of three
+        ("v5e:8x8", MeshConfig(fsdp=64), (1, 8, 8)),
+        ("v5p:4x4x4", MeshConfig(fsdp=64), (1, 16, 4)),
+        ("2xv5e:8x8", MeshConfig(replica=2, fsdp=64), (1, 8, 8)),
+        ("v5p:8x8x16", MeshConfig(replica=8, fsdp=64, tensor=2), (1, 64, 1)),  # not all of it
+        ("v5e:8x8", MeshConfig(fsdp=64, ring=8), (8, 8, 1)),
+        ("v4:8x16x16", MeshConfig(replica=8, fsdp=64, ring=8, tensor=4), (8, 8, 1)),
     ],
 )
-def test_fsdp_over_a_whole_torus_is_laid_out_as_planes_and_rings(slice, mesh, plane_and_ring):
-    parsed = slices.parse(slice)
-    made = make_mesh(mesh, slices.devices(parsed))
-    assert (made.shape["plane"], made.shape["ring"]) == plane_and_ring
-    devices = made.devices[0, 0, :, 0]
-    assert sum(len(set(axis)) > 1 for axis in zip(*(d.coords for d in devices), strict=True)) <= 1
+def test_fsdp_is_laid_out_along_the_sides_of_the_torus(slice, mesh, fsdp):
+    made = make_mesh(mesh, slices.devices(slices.parse(slice)))
+    assert tuple(made.shape[axis] for axis in FSDP) == fsdp
+    for along in (made.devices[0, :, 0, 0, 0], made.devices[0, 0, 0, :, 0]):
+        coords = [device.coords for device in along]
+        assert all(math.dist(a, b) == 1 for a, b in itertools.pairwise(coords))
     # Replicas, and nothing else, lie in different slices.
     assert all(len({getattr(d, "slice_index", 0) for d in one.flat}) == 1 for one in made.devices)
 
@@ -71,10 +76,9 @@ def test_a_change_of_memory_flops_or_communication_shows(v5p):
 def test_gradients_of_weights_are_scattered_not_summed_everywhere(v5p):
     """What all-reduces over fsdp are left carry norms' gradients, the second stage of the two
     tables', and scalars: under a hundredth of what is scattered."""
-    sent = dict.fromkeys(("all-reduce", "reduce-scatter"), 0.0)
+    sent: dict[str, float] = collections.Counter()
     for collective in map(dataclasses.asdict, v5p.collectives):
-        if collective["kind"] in sent:
-            sent[collective["kind"]] += collective["bytes"]
+        sent[collective["kind"]] += collective["bytes"]
     weights = 2 * 6.7e9 * v5p.micro_batches  # bf16, once a micro-batch
     assert sent["reduce-scatter"] == pytest.approx(weights, rel=0.1)
     assert sent["all-reduce"] < 0.01 * sent["reduce-scatter"]

@@ -98,6 +98,8 @@ def test_loss_goes_down(reference):
         MeshConfig(fsdp=4, tensor=2),
         MeshConfig(replica=2, fsdp=2, tensor=2, sequence_parallel=True),
         MeshConfig(fsdp=2, tensor=4, sequence_parallel=True),
+        MeshConfig(fsdp=8, ring=4),
+        MeshConfig(fsdp=4, ring=4, tensor=2, sequence_parallel=True),
     ],
     ids=str,
 )
@@ -115,12 +117,10 @@ def test_every_mesh_agrees_with_one_device(reference, mesh):
 
 
 def test_two_stages_over_fsdp_agree_with_one_device(reference, monkeypatch):
-    """As on a torus: gathers and reductions over a ring and over the planes it connects."""
-    monkeypatch.setattr("llama_jax.sharding.ring_length", lambda grid: 2)
-    mesh = MeshConfig(fsdp=4, tensor=2, sequence_parallel=True)
-    np.testing.assert_allclose(
-        run(dataclasses.replace(BASE, mesh=mesh))[0], reference[0], rtol=1e-5
-    )
+    """As on a torus: gathers and reductions over a line and over the planes it connects."""
+    monkeypatch.setattr("llama_jax.sharding.line_length", lambda grid: 2)
+    losses = run(dataclasses.replace(BASE, mesh=MeshConfig(fsdp=8)))[0]
+    np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
 
 
 def test_bf16_sums_of_micro_batches_are_close(reference):
@@ -146,7 +146,7 @@ def test_sequence_parallel_residuals_are_split_in_time():
     (scan,) = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
     residual = [v.aval for v in scan.outvars if v.aval.shape == (8, 24, 32)]
     assert [a.sharding.spec for a in residual] == [
-        jax.P(("replica", "plane", "ring"), "tensor", None)
+        jax.P(("replica", "ring", "plane", "line"), "tensor", None)
     ]
 
 

@@ -209,6 +209,10 @@ def _weights_seconds(experiment: Experiment, slice: Slice, compute: float) -> fl
         between = slice.num_slices > 1
         rate = slice.chip.network_bandwidth if between else _bandwidth(slice, mesh.replica)
         scatter += 2 * weights / mesh.fsdp / rate
+    if mesh.ring > 1:  # hops hide, and add what they bring to what is there
+        hops = scatter * (1 - 1 / mesh.ring)
+        adds = 3 * weights / slice.chip.hbm_bandwidth
+        scatter += max(0, 2 * hops - compute / 3) + adds - hops
     return max(gather * (1 - HIDDEN), gather - compute) + scatter
 
 

@@ -11,7 +11,7 @@ cycles that libtpu's own cost model expects. This adds them up. What that assume
 * A collective is a ring over the torus axes that its group spans: the bytes that a device sends
   over the bidirectional bandwidth of these axes, half of it where one lacks its wraparound. A
   group that is not made of whole axes is taken to be a block, which has a ring of its own. An
-  all-to-all takes a quarter of an all-gather. Permutes come in pairs, one in each direction.
+  all-to-all takes a quarter of an all-gather. A permute has one of the two directions to itself.
 * Collectives along one mesh axis share its links: they queue, but for a synchronous one, which
   goes first while the others pause. Between its start and its done a collective runs beside the
   computation; what is left of it at the done, and a synchronous one, are exposed.
@@ -37,7 +37,7 @@ from llama_jax.plan.slices import Chip
 # v5p-128, 70B on v5p-1024; attention counted causally), whose programs, by MaxText 0.2.5 and
 # libtpu 0.0.46, were estimated with this module. None is on v6e or tpu7x. The spread is the factor
 # by which the worst of the six misses the fit to the other five.
-A_SCALE, A_SPREAD = 1.12, 1.30  # published / (model FLOPs / step_seconds / peak)
+A_SCALE, A_SPREAD = 1.14, 1.34  # published / (model FLOPs / step_seconds / peak)
 B_SCALE, B_SPREAD = 0.75, 1.14  # published / (model FLOPs / executed FLOPs)
 TYPICAL_EXPOSED = 0.08  # share of exposed communication that B_SCALE is taken to contain
 
@@ -375,6 +375,7 @@ def _attention_flops(kernel: Instruction, program: Program) -> float | None:
 
 # Communication
 
+WAYS = "up", "down"
 GROUPS = re.compile(r"(?:replica_groups|source_target_pairs)=(.*?)(?:, (?!device_ids)\w+=|$)")
 MESH = re.compile(r"mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? *\{(.*?)\}")
 
@@ -385,7 +386,7 @@ class _Transfer:
     axis: str
     bytes: float  # that one device sends
     seconds: float
-    links: tuple[str, ...]  # that it occupies: mesh axes within a slice, or DCN
+    links: tuple[str, ...]  # that it occupies: a way of mesh axes within a slice, or DCN
 
 
 class _Links:
@@ -411,11 +412,13 @@ class _Links:
         """A collective between the devices of a slice."""
         kind = collective.collective
         size, axis = _span(collective.find(GROUPS), tuple(self.axes.items()))
-        links = tuple(axis.split("+"))
         operands = [computation[name].num_bytes for name in collective.operands]
         if kind == "collective-permute":
-            seconds = operands[0] / self.chip.link_bandwidth
+            seconds = operands[0] / (self.chip.link_bandwidth / 2)
+            way = _way(collective.find(GROUPS))
+            links = tuple(f"{name} {way}" for name in axis.split("+"))
             return _Transfer(kind, axis, operands[0], seconds, links)
+        links = tuple(f"{name} {way}" for name in axis.split("+") for way in WAYS)
         if kind == "all-reduce":  # may send fewer bits than its operands have
             operands = [collective.num_bytes]
         if kind == "all-reduce" and any(
@@ -470,6 +473,16 @@ def _span(groups: str, axes: tuple[tuple[str, int], ...]) -> tuple[int, str]:
         if any(len({device // stride % size for device in group}) > 1 for group in members):
             spanned.append(axis)
     return len(members[0]), "+".join(spanned)
+
+
+def _way(pairs: str) -> str:
+    """Of the two ways around a ring, the one that a permutation of its devices goes: two that are
+    each other's inverse go different ways, and do not share a link."""
+    listed = re.findall(r"\{(\d+),(\d+)\}", pairs)
+    target = {int(here): int(there) for here, there in listed}
+    source = {there: here for here, there in target.items()}
+    first = min(target)
+    return WAYS[target[first] > source.get(first, math.inf)]
 
 
 def _members(groups: str, num_devices: int) -> list[tuple[int, ...]]:

@@ -389,6 +389,9 @@ def _interval(values: tuple[float, ...]) -> str:
 
 
 def _axis(axis: str) -> str:
-    """As an experiment names it: fsdp is two axes of the mesh, see sharding.make_mesh."""
-    axis = axis.replace("plane+ring", "fsdp")
-    return axis.replace("plane", "fsdp's planes").replace("ring", "fsdp's rings")
+    """As an experiment names it: fsdp is three axes of the mesh, see sharding.make_mesh."""
+    for whole in ("ring+plane+line", "ring+plane", "plane+line"):
+        axis = axis.replace(whole, "fsdp")
+    for part in ("ring", "plane", "line"):
+        axis = axis.replace(part, f"fsdp's {part}s")
+    return axis

@@ -138,14 +138,22 @@ def meshes(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
             fsdp, rest = divmod(n, replica * tensor)
             if rest or (replica & (replica - 1) and replica != slice.num_slices):
                 continue
-            mesh = dataclasses.replace(
-                experiment.mesh,
-                replica=replica,
-                fsdp=fsdp,
-                tensor=tensor,
-                sequence_parallel=tensor > 1,
-            )
-            yield dataclasses.replace(experiment, mesh=mesh)
+            for ring in (1, *rings(slice, fsdp)):
+                mesh = dataclasses.replace(
+                    experiment.mesh,
+                    replica=replica,
+                    fsdp=fsdp,
+                    ring=ring,
+                    tensor=tensor,
+                    sequence_parallel=tensor > 1,
+                )
+                yield dataclasses.replace(experiment, mesh=mesh)
+
+
+def rings(slice: Slice, fsdp: int) -> list[int]:
+    """The side of the torus for fsdp's ring, or none: of 8 or more, because a short ring leaves
+    much to its planes, and the shortest, because the matmuls of a long one are too small."""
+    return sorted(side for side in slice.shape if side >= 8 and fsdp % side == 0)[:1]
 
 
 def _valid(experiment: Experiment) -> bool:
@@ -162,7 +170,7 @@ def nearest(experiment: Experiment, slice: Slice) -> Experiment | None:
     def distance(other: Experiment) -> float:
         pairs = [
             (getattr(experiment.mesh, a), getattr(other.mesh, a))
-            for a in ("replica", "fsdp", "tensor")
+            for a in ("replica", "fsdp", "ring", "tensor")
         ]
         pairs.append((experiment.run.micro_batches, other.run.micro_batches))
         return sum(abs(math.log(a / b)) for a, b in pairs)
