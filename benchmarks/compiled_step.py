@@ -5,8 +5,9 @@
 Both are compiled in MaxText's environment, by the same jax and libtpu, each in a process of its
 own, and estimated by llama_jax.plan.estimate: no figure is a measurement. Either step is one
 micro-batch, with the same number of tokens per chip. Ours takes the slice's mesh, rematerialisation
-and compiler options from its experiment, MaxText's the flags that it recommends and, for 65B, for
-which it recommends no more, the fastest that were tried by the same estimate: see ROWS.
+and compiler options from its experiment, but for what ROWS says, MaxText's the flags that it
+recommends and, for 65B, for which it recommends no more, the fastest that were tried by the same
+estimate.
 
 The environment, of 2.4 GB, and the programs stay in ~/.cache/llama_jax/maxtext-0.2.5. On two cores
 the first run takes about 20 minutes. MaxText needs Python 3.12.
@@ -75,6 +76,7 @@ the same share of the peak. time, HBM: ours over MaxText's. limit: model FLOPs a
 class Row:
     slice: str
     experiment: str
+    overrides: tuple[str, ...]  # of the experiment
     tokens_per_chip: int
     topology: str  # the slice, as MaxText calls it
     flags: str
@@ -83,28 +85,28 @@ class Row:
 
 ROWS = {
     "7b-v5e": Row(
-        *("v5e:8x8", "llama_7b", 8192, "v5e-64", V5E_FLAGS),
+        *("v5e:8x8", "llama_7b", ("mesh.ring=8",), 8192, "v5e-64", V5E_FLAGS),
         f"{LLAMA_7B} per_device_batch_size=4 remat_policy=save_qkv_proj",
     ),
     "7b-v4": Row(
-        *("v4:4x4x4", "llama_7b", 16384, "v4-128", V4_FLAGS),
+        *("v4:4x4x4", "llama_7b", (), 16384, "v4-128", V4_FLAGS),
         f"{LLAMA_7B} per_device_batch_size=8 remat_policy=save_qkv_proj",
     ),
     "7b-v5p": Row(
-        *("v5p:4x4x4", "llama_7b", 16384, "v5p-128", V5P_FLAGS),
+        *("v5p:4x4x4", "llama_7b", (), 16384, "v5p-128", V5P_FLAGS),
         f"{LLAMA_7B} per_device_batch_size=8 remat_policy=minimal",
     ),
     # The fastest of (data, fsdp, tensor) = (8, 64, 4), (32, 64, 1), (16, 64, 2), (1, 2048, 1) with
     # remat_policy full and, for the fastest of these, of save_dot_except_mlpwi.
     "65b-v4": Row(
-        *("v4:8x16x16", "llama_65b", 2048, "v4-4096", V4_FLAGS),
+        *("v4:8x16x16", "llama_65b", (), 2048, "v4-4096", V4_FLAGS),
         f"{LLAMA_65B} per_device_batch_size=1 remat_policy=save_dot_except_mlpwi "
         "ici_data_parallelism=16 ici_tensor_parallelism=2",
     ),
     # Of (4, 64, 4), (16, 64, 1), (4, 256, 1), (8, 64, 2), (1, 1024, 1) with save_qkv_proj and, for
     # the first and the fastest, of save_dot_except_mlpwi and minimal.
     "65b-v5p": Row(
-        *("v5p:8x8x16", "llama_65b", 4096, "v5p-2048", V5P_FLAGS),
+        *("v5p:8x8x16", "llama_65b", (), 4096, "v5p-2048", V5P_FLAGS),
         f"{LLAMA_65B} per_device_batch_size=2 remat_policy=minimal "
         "ici_data_parallelism=8 ici_tensor_parallelism=2",
     ),
@@ -187,7 +189,7 @@ def digest(*parts: str) -> str:
 def experiment_of(row: Row) -> config.Experiment:
     """The slice's, with one micro-batch."""
     rows = row.tokens_per_chip * slices.parse(row.slice).num_chips // 2048
-    overrides = ["run.micro_batches=1", f"data.batch_size={rows}"]
+    overrides = [*row.overrides, "run.micro_batches=1", f"data.batch_size={rows}"]
     return config.load(
         str(REPOSITORY / "experiments" / f"{row.experiment}.py"), overrides, row.slice
     )

@@ -1,10 +1,14 @@
-"""Training throughput of this code, of transformers + torch, and the limit: a matrix product.
+"""Training throughput of this code, of transformers + torch and of MaxText, and the limit: a matrix
+product.
 
-    python benchmarks/train_step.py [--rounds 5] [--sizes 15M 110M]
+    python benchmarks/train_step.py [--rounds 5] [--sizes 15M 110M] [--gpu]
 
-Same shape, batch, fp32, AdamW and clipping on the CPU of one machine. Each trainer lives in a
-process of its own and they take turns, a few steps at a time, so that a machine whose speed drifts
-drifts for both; figures are medians over the rounds.
+Same shape, batch, precision, AdamW and clipping: fp32 on the CPU of one machine, or with --gpu bf16
+over fp32 weights on one GPU, where the last column is the MFU against what the card itself reaches
+in a bf16 matrix product. Each trainer lives in a process of its own and they take turns, a few
+steps at a time, so that a machine whose speed drifts drifts for all; figures are medians over the
+rounds. On the CPU MaxText takes part if compiled_step.py has made its environment; on a GPU
+transformers does if torch was built for CUDA.
 """
 
 import argparse
@@ -12,21 +16,44 @@ import dataclasses
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
+from compiled_step import BIN as MAXTEXT_BIN
 from rich.console import Console
 from rich.table import Table
 
 from llama_jax import config
 from llama_jax.flops import model_flops_per_token, num_params
 
-SEQ_LEN = 512
-# size -> (shape, rows a step, steps a round)
-SIZES = {"15M": (config.LLAMA_15M, 8, 2), "110M": (config.LLAMA_110M, 2, 2)}
+PEAK_SIZE = {False: 2048, True: 8192}  # of the matrix product, on a GPU or not
 
 
-def ours(turns: Connection, model: config.ModelConfig, rows: int) -> None:
+@dataclasses.dataclass(frozen=True)
+class Work:
+    model: config.ModelConfig
+    seq_len: int
+    rows: int  # a step
+    steps: int  # a round
+    gpu: bool = False
+
+
+SIZES = {
+    "15M": Work(config.LLAMA_15M, 512, rows=8, steps=2),
+    "110M": Work(config.LLAMA_110M, 512, rows=2, steps=2),
+}
+GPU_SIZES = {
+    "110M": Work(config.LLAMA_110M, 2048, rows=16, steps=10, gpu=True),
+    "1B": Work(config.LLAMA_1B, 2048, rows=8, steps=5, gpu=True),
+}
+
+
+def ours(turns: Connection, work: Work) -> None:
+    os.environ["JAX_PLATFORMS"] = "" if work.gpu else "cpu"
     import jax
     import numpy as np
 
@@ -34,21 +61,28 @@ def ours(turns: Connection, model: config.ModelConfig, rows: int) -> None:
     from llama_jax.sharding import batch_sharding, make_mesh
     from llama_jax.step import init_state, make_train_step
 
+    if work.gpu and jax.default_backend() != "gpu":
+        turns.send(f"jax sees no GPU here, only {jax.devices()[0].device_kind}")
+        return
+    dtype = "bfloat16" if work.gpu else "float32"
+    attention = "cudnn" if work.gpu else "reference"
+    model = dataclasses.replace(work.model, compute_dtype=dtype, attention=attention)
     experiment = config.Experiment(
-        model=dataclasses.replace(model, compute_dtype="float32"),
-        data=config.DataConfig(store="", seq_len=SEQ_LEN, batch_size=rows),
+        model=model,
+        data=config.DataConfig(store="", seq_len=work.seq_len, batch_size=work.rows),
         optimizer=config.OptimizerConfig(peak_lr=3e-4),
         mesh=config.MeshConfig(),
         run=config.RunConfig(num_steps=10_000, eval_every=1, eval_rows=1, checkpoint_every=1),
     )
-    mesh = make_mesh(experiment.mesh, jax.devices())
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (1, rows, SEQ_LEN + 1))
-    ones = np.ones((1, rows, SEQ_LEN), np.int32)
+    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
+    shape = 1, work.rows, work.seq_len + 1
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, shape)
+    ones = np.ones((1, work.rows, work.seq_len), np.int32)
     batch = {
         "tokens": tokens[..., :-1].astype(np.int32),
         "targets": tokens[..., 1:].astype(np.int32),
         "segments": ones,
-        "positions": ones * np.arange(SEQ_LEN, dtype=np.int32),
+        "positions": ones * np.arange(work.seq_len, dtype=np.int32),
     }
     with jax.set_mesh(mesh):
         batch = jax.device_put(batch, batch_sharding(mesh, experiment.mesh, "ABT"))
@@ -58,19 +92,24 @@ def ours(turns: Connection, model: config.ModelConfig, rows: int) -> None:
         jax.block_until_ready(state)
         turns.send("ready")
         while steps := turns.recv():
-            peak = measured_matmul_flops()
+            peak = measured_matmul_flops(PEAK_SIZE[work.gpu], dtype=dtype)
             start = time.perf_counter()
             for _ in range(steps):
                 state, _ = train_step(state, batch)
             jax.block_until_ready(state)
-            turns.send((steps * rows * SEQ_LEN / (time.perf_counter() - start), peak))
+            turns.send((steps * work.rows * work.seq_len / (time.perf_counter() - start), peak))
 
 
-def transformers_torch(turns: Connection, model: config.ModelConfig, rows: int) -> None:
+def transformers_torch(turns: Connection, work: Work) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    device = "cuda" if work.gpu else "cpu"
+    if work.gpu and not torch.cuda.is_available():
+        turns.send("torch was not built for CUDA")
+        return
     torch.set_num_threads(os.cpu_count() or 1)
+    model = work.model
     peer = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=model.vocab_size,
@@ -78,74 +117,154 @@ def transformers_torch(turns: Connection, model: config.ModelConfig, rows: int) 
             num_hidden_layers=model.num_layers,
             num_attention_heads=model.num_heads,
             intermediate_size=model.mlp_dim,
-            max_position_embeddings=SEQ_LEN,
+            max_position_embeddings=work.seq_len,
             attn_implementation="sdpa",
         )
-    )
+    ).to(device)
     optimizer = torch.optim.AdamW(
         peer.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
-    tokens = torch.randint(0, model.vocab_size, (rows, SEQ_LEN))
+    tokens = torch.randint(0, model.vocab_size, (work.rows, work.seq_len), device=device)
 
-    def step() -> None:
-        peer(input_ids=tokens, labels=tokens).loss.backward()
+    def step() -> torch.Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=work.gpu):
+            loss = peer(input_ids=tokens, labels=tokens).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        return loss
 
-    step()
+    step().item()
     turns.send("ready")
     while steps := turns.recv():
         start = time.perf_counter()
         for _ in range(steps):
-            step()
-        turns.send((steps * rows * SEQ_LEN / (time.perf_counter() - start), None))
+            loss = step()
+        loss.item()  # waits for the device
+        turns.send((steps * work.rows * work.seq_len / (time.perf_counter() - start), None))
+
+
+def maxtext(turns: Connection, work: Work) -> None:
+    if work.gpu or not MAXTEXT_BIN.exists():
+        turns.send("on the CPU only, and once compiled_step.py has made its environment")
+        return
+    model = work.model
+    settings = {
+        "model_name": "llama2-7b",
+        "override_model_config": "true",
+        "base_emb_dim": model.embed_dim,
+        "base_num_decoder_layers": model.num_layers,
+        "base_num_query_heads": model.num_heads,
+        "base_num_kv_heads": model.kv_heads,
+        "head_dim": model.head_dim,
+        "base_mlp_dim": model.mlp_dim,
+        "vocab_size": model.vocab_size,
+        "max_target_length": work.seq_len,
+        "per_device_batch_size": work.rows,
+        "dtype": "float32",
+        "weight_dtype": "float32",
+        "opt_type": "adamw",
+        "attention": "dot_product",
+        "remat_policy": "minimal",  # recomputes no matrix product
+        "hardware": "cpu",
+        "skip_jax_distributed_system": "true",
+        "enable_checkpointing": "false",
+        "dataset_type": "synthetic",
+        "steps": 10_000,
+        "run_name": "benchmark",
+        "gcs_metrics": "false",
+    }
+    process = subprocess.Popen(
+        [MAXTEXT_BIN / "python", Path(__file__).with_name("maxtext_train.py")]
+        + [f"{name}={value}" for name, value in settings.items()],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        bufsize=1,
+    )
+    questions, answers = process.stdin, process.stdout
+    assert questions and answers
+
+    def take(steps: int) -> float:
+        questions.write(f"{steps}\n")
+        return float(answers.readline())
+
+    take(1)
+    turns.send("ready")
+    while steps := turns.recv():
+        turns.send((take(steps), None))
+    questions.write("0\n")
+    process.wait()
+
+
+TRAINERS: dict[str, Callable[[Connection, Work], None]] = {
+    "llama_jax": ours,
+    "transformers": transformers_torch,
+    "MaxText": maxtext,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Training throughput, beside peers and a limit.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--gpu", action="store_true", help="on one GPU, in bf16")
+    parser.add_argument("--sizes", nargs="+", help="15M 110M; with --gpu 110M 1B")
     args = parser.parse_args()
-    table = Table(title=f"fp32 training, {SEQ_LEN} tokens a row, {os.cpu_count()} CPU cores")
+    sizes = GPU_SIZES if args.gpu else SIZES
+    names = args.sizes or list(sizes)
+    if unknown := {*names} - {*sizes}:
+        parser.error(f"--sizes: got {' '.join(unknown)}, expected some of {' '.join(sizes)}")
+    where = "one GPU, bf16" if args.gpu else f"{os.cpu_count()} CPU cores, fp32"
+    table = Table(title=f"Training on {where}")
     for column in ("size", "trainer", "tokens/s", "min", "max", "ratio", "of matmul peak"):
         table.add_column(column, justify="right")
-    for size in args.sizes:
-        model, rows, steps = SIZES[size]
-        rates = measure(model, rows, steps, args.rounds)
-        mine, peer = (statistics.median(rate for rate, _ in r) for r in rates)
-        peak = statistics.median(peak for _, peak in rates[0])
-        flops = model_flops_per_token(model, SEQ_LEN)
-        for name, r, rate in (("llama_jax", rates[0], mine), ("transformers", rates[1], peer)):
-            low, high = min(x for x, _ in r), max(x for x, _ in r)
+    for name in names:
+        work = sizes[name]
+        measured = measure(work, args.rounds)
+        mine = statistics.median(rate for rate, _ in measured["llama_jax"])
+        peak = statistics.median(peak for _, peak in measured["llama_jax"])
+        flops = model_flops_per_token(work.model, work.seq_len)
+        for trainer, rounds in measured.items():
+            rates = [rate for rate, _ in rounds]
+            rate = statistics.median(rates)
             table.add_row(
-                f"{size} ({num_params(model) / 1e6:.1f}M, {rows} rows)",
-                name,
-                *(f"{x:,.0f}" for x in (rate, low, high)),
-                f"{rate / peer:.2f}",
-                f"{rate * flops / peak:.0%} of {peak / 1e9:.0f} GFLOP/s",
+                f"{name} ({num_params(work.model) / 1e6:.1f}M, {work.rows} x {work.seq_len})",
+                trainer,
+                *(f"{x:,.0f}" for x in (rate, min(rates), max(rates))),
+                f"{mine / rate:.2f}",
+                f"{rate * flops / peak:.0%} of {peak / 1e9:,.0f} GFLOP/s",
             )
         table.add_section()
     Console(width=120).print(table)
 
 
-def measure(model: config.ModelConfig, rows: int, steps: int, rounds: int):
-    """For ours and the peer, a list of (tokens/s, matmul FLOP/s or None), one a round."""
+def measure(work: Work, rounds: int) -> dict[str, list[tuple[float, float | None]]]:
+    """For each trainer that can, (tokens/s, matmul FLOP/s or None), one a round."""
     spawn = multiprocessing.get_context("spawn")
-    turns = []
-    for trainer in (ours, transformers_torch):
+    turns, processes = {}, []
+    for name, trainer in TRAINERS.items():
         here, there = spawn.Pipe()
-        spawn.Process(target=trainer, args=(there, model, rows), daemon=True).start()
-        assert here.recv() == "ready"
-        turns.append(here)
-    rates: tuple[list, list] = ([], [])
+        process = spawn.Process(target=trainer, args=(there, work), daemon=True)
+        process.start()
+        if (state := here.recv()) == "ready":
+            turns[name] = here
+            processes.append(process)
+        elif trainer is ours:
+            sys.exit(state)
+        else:
+            print(f"without {name}: {state}")
+    measured: dict[str, list] = {name: [] for name in turns}
     for _ in range(rounds):
-        for turn, found in zip(turns, rates, strict=True):
-            turn.send(steps)
-            found.append(turn.recv())
-    for turn in turns:
+        for name, turn in turns.items():
+            turn.send(work.steps)
+            measured[name].append(turn.recv())
+    for turn, process in zip(turns.values(), processes, strict=True):
         turn.send(0)
-    return rates
+        process.join()
+    return measured
 
 
 if __name__ == "__main__":

@@ -87,14 +87,14 @@ def peak_flops() -> tuple[float, str]:
     return times * measured_matmul_flops(), "measured here, fp32 matrix product"
 
 
-def measured_matmul_flops(size: int = 2048, rounds: int = 8) -> float:
-    """FLOP/s of the best of a few size x size fp32 matrix products on the first device."""
+def measured_matmul_flops(size: int = 2048, rounds: int = 8, dtype: str = "float32") -> float:
+    """FLOP/s of the best of a few size x size matrix products on the first device."""
     import jax
     import jax.numpy as jnp
 
     device = jax.local_devices()[0]
     with jax.default_device(device):
-        a = jnp.ones((size, size), jnp.float32)
+        a = jnp.ones((size, size), dtype)
         product = jax.jit(jnp.matmul)
         product(a, a).block_until_ready()
         seconds = []
