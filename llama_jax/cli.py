@@ -158,6 +158,71 @@ def parser() -> argparse.ArgumentParser:
 
     v = verb("plot", plot, "draw the loss curves of a run into its loss.png", overrides=False)
     v.add_argument("workdir", metavar="WORKDIR", help="a run, finished or not")
+
+    v = verb("fit", fit, "fit scaling laws to a table of runs, three ways", overrides=False)
+    v.add_argument("table", type=Path, metavar="RESULTS.csv", help="a row a run, or a row a point")
+    v.add_argument("--n", metavar="COLUMN", help="parameters (default: N if there is one)")
+    v.add_argument("--d", metavar="COLUMN", help="training tokens (default: D if there is one)")
+    v.add_argument("--flops", metavar="COLUMN", help="FLOPs (default: C if there is one, or 6ND)")
+    v.add_argument("--loss", metavar="COLUMN", default="loss", help="(default: loss)")
+    v.add_argument(
+        "--run",
+        metavar="COLUMN",
+        default="run",
+        dest="run_column",
+        help="which training curve a row is a point of (default: run, if there is one)",
+    )
+    v.add_argument(
+        "--min-tokens-per-param",
+        type=number(float, 0),
+        default=0.0,
+        metavar="X",
+        help="drop others",
+    )
+    v.add_argument(
+        "--bootstraps", type=number(int, 2), default=1000, help="for intervals (default: 1000)"
+    )
+    v.add_argument("--seed", type=number(int, 0), default=0, help="of the bootstraps (default: 0)")
+    v.add_argument("--out", type=Path, help="for laws.json and figures (default: runs/NAME)")
+    v.add_argument("--json", action="store_true", help="print what laws.json holds")
+
+    v = verb("budget", budget, "choose the model to train for a demand", overrides=False)
+    v.add_argument(
+        "--laws", required=True, help="a laws.json of fit, or the name of a published law"
+    )
+    v.add_argument("--inference-tokens", type=number(float, 1), help="served over the model's life")
+    v.add_argument("--requests-per-day", type=number(float, 0), help="instead, with these two:")
+    v.add_argument("--tokens-per-request", type=number(float, 0), help="prompt and answer")
+    v.add_argument("--months", type=number(float, 0), help="of serving")
+    target = v.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "--quality-of", type=number(float, 1), help="N: the loss of a compute-optimal model of N"
+    )
+    target.add_argument("--loss", type=number(float, 0), help="nats a token, as in the law's table")
+    target.add_argument(
+        "--train-flops", type=number(float, 1), help="C: the loss of a compute-optimal model of C"
+    )
+    for unit, name in (("flops", "FLOPs"), ("money", "dollars"), ("energy", "MWh")):
+        target.add_argument(
+            f"--total-{unit}",
+            type=number(float, 0),
+            help=f"X: the best loss for {name} in all",
+        )
+    v.add_argument("--train-chip", default="a100", help="a chip of plan (default: a100)")
+    v.add_argument("--serve-chip", default="a100", help="a chip of plan (default: a100)")
+    v.add_argument("--train-price", type=number(float, 0), help="dollars for a chip and hour")
+    v.add_argument("--serve-price", type=number(float, 0), help="dollars for a chip and hour")
+    for name, meaning in (
+        ("train-mfu", "share of the peak that training reaches"),
+        ("prefill-mfu", "the same for prompts"),
+        ("decode-mfu", "the same for answers"),
+        ("prompt-share", "prompts' share of the tokens served"),
+    ):
+        v.add_argument(f"--{name}", type=number(float, 0, 1), help=meaning)
+    v.add_argument("--max-weights-gb", type=number(float, 0), help="memory for the weights, bf16")
+    v.add_argument("--max-ms-per-token", type=number(float, 0), help="on one serving chip, batch 1")
+    v.add_argument("--figure", type=Path, help="draw cost against demand into this .png or .svg")
+    v.add_argument("--json", action="store_true", help="print JSON")
     return p
 
 
@@ -345,6 +410,72 @@ def plot(args: argparse.Namespace) -> int:
     from llama_jax.figures import plot_losses
 
     print(plot_losses(epath.Path(args.workdir)))
+    return 0
+
+
+def fit(args: argparse.Namespace) -> int:
+    import jax
+
+    from llama_jax.scaling import points
+    from llama_jax.scaling.figures import draw_fit
+    from llama_jax.scaling.fit import fit as fit_points
+    from llama_jax.scaling.fit import to_json
+    from llama_jax.scaling.report import as_json, print_fit
+
+    jax.config.update("jax_platforms", "cpu")  # float64, which a TPU has not
+    columns = points.Columns(args.n, args.d, args.flops, args.loss, args.run_column)
+    data = points.read(args.table, columns, args.min_tokens_per_param)
+    found = fit_points(data, str(args.table), args.bootstraps, args.seed)
+    out = args.out or Path("runs") / args.table.stem
+    laws = as_json(to_json(found))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_fit(found, out)
+        partial = out / "laws.json.partial"
+        partial.write_text(laws)
+        partial.rename(out / "laws.json")
+    except OSError as e:
+        raise UserError(f"--out: cannot write into {str(out)!r}: {e.strerror or e}") from e
+    if args.json:
+        print(laws)
+    else:
+        print_fit(found)
+        print(f"wrote {out}/laws.json and figures")
+    return 0
+
+
+def budget(args: argparse.Namespace) -> int:
+    from llama_jax.scaling import serving
+    from llama_jax.scaling.decision import decide
+    from llama_jax.scaling.fit import read_law
+    from llama_jax.scaling.report import as_json, print_decision
+
+    rate = (args.requests_per_day, args.tokens_per_request, args.months)
+    if args.inference_tokens is None and None in rate or args.inference_tokens and any(rate):
+        raise UserError(
+            "the demand: give --inference-tokens, or --requests-per-day with --tokens-per-request "
+            "and --months"
+        )
+    served = args.inference_tokens
+    if served is None:
+        served = math.prod(rate) * serving.DAYS_PER_MONTH
+    given = vars(args)
+    names = [field.name for field in dataclasses.fields(serving.Assumptions)]
+    assumptions = serving.resolve(
+        serving.Assumptions(**{n: given[n] for n in names if given.get(n) is not None})
+    )
+    targets = ("quality_of", "loss", "train_flops", "total_flops", "total_money", "total_energy")
+    target = next((kind, given[kind]) for kind in targets if given[kind] is not None)
+    law, samples, max_ratio = read_law(args.laws)
+    found = decide(law, samples, max_ratio, served, target, assumptions)
+    if args.figure:
+        from llama_jax.scaling.figures import draw_budget
+
+        draw_budget(law, found, args.figure)
+    if args.json:
+        print(as_json(dataclasses.asdict(found)))
+    else:
+        print_decision(found)
     return 0
 
 

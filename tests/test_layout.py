@@ -27,6 +27,11 @@ FLOORS = [
     ["plan.program"],
     ["plan.report"],
     ["plan.figures", "plan.search"],
+    ["scaling.law", "scaling.points", "scaling.serving"],
+    ["scaling.parametric", "scaling.isoflop", "scaling.envelope", "scaling.optimum"],
+    ["scaling.fit"],
+    ["scaling.decision"],
+    ["scaling.figures", "scaling.report"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,0 +1,1 @@
+"""Scaling laws from a table of runs, and the model that serves a demand at the least cost."""

@@ -1,0 +1,110 @@
+"""The measured losses of a sweep, from a table in CSV with a row a run or several."""
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+
+from llama_jax.config import UserError
+
+SAME_SIZE = 1.02  # models whose N differ by less than this factor count as one size
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Names of columns; None: the usual name (N, D, C), if the table has it. Two of N, D and C
+    are needed, and C = 6ND gives the third. Rows with the same `run` are points on the training
+    curve of one run; without such a column each row is a run."""
+
+    params: str | None = None
+    tokens: str | None = None
+    flops: str | None = None
+    loss: str = "loss"
+    run: str = "run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """Arrays [P] in float64, of which loss is in nats a token; run counts from 0."""
+
+    params: np.ndarray
+    tokens: np.ndarray
+    flops: np.ndarray
+    loss: np.ndarray
+    run: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def take(self, rows) -> "Points":
+        return Points(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
+
+    def final(self) -> "Points":
+        """The row with the most tokens of each run."""
+        order = np.lexsort((self.tokens, self.run))
+        return self.take(order[np.append(np.diff(self.run[order]) != 0, True)])
+
+    @property
+    def size(self) -> np.ndarray:
+        """Of each row the number of its model size, from 0, the smallest."""
+        order = np.argsort(self.params)
+        steps = np.diff(np.log(self.params[order])) > math.log(SAME_SIZE)
+        size = np.empty(len(self), int)
+        size[order] = np.append(0, np.cumsum(steps))
+        return size
+
+
+def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Points:
+    """Raises UserError for a table that cannot be read, naming file, column and line."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            header = [name for name in reader.fieldnames or ()]
+            lines = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise UserError(f"table: cannot read {str(path)!r}: {e}") from e
+
+    def column(name: str) -> np.ndarray:
+        values = [_number(path, line, name, row[name]) for line, row in lines]
+        return np.array(values, np.float64)
+
+    usual = {"params": "N", "tokens": "D", "flops": "C"}
+    found = {}
+    for quantity, name in usual.items():
+        given = getattr(columns, quantity)
+        if given is not None or name in header:
+            found[quantity] = given or name
+    for name in (*found.values(), columns.loss):
+        if name not in header:
+            raise UserError(f"{path}: no column {name!r}; there are {', '.join(header) or 'none'}")
+    if len(found) < 2:
+        raise UserError(
+            f"{path}: two of parameters, tokens and FLOPs are needed: name their columns by --n, "
+            f"--d and --flops; there are {', '.join(header)}"
+        )
+    values = {quantity: column(name) for quantity, name in found.items()}
+    if "flops" not in values:
+        values["flops"] = 6 * values["params"] * values["tokens"]
+    elif "tokens" not in values:
+        values["tokens"] = values["flops"] / (6 * values["params"])
+    elif "params" not in values:
+        values["params"] = values["flops"] / (6 * values["tokens"])
+    runs = [row[columns.run] for _, row in lines] if columns.run in header else range(len(lines))
+    number = {run: i for i, run in enumerate(dict.fromkeys(runs))}
+    run = np.array([number[run] for run in runs], int)
+    points = Points(**values, loss=column(columns.loss), run=run)
+    return points.take(points.tokens / points.params >= min_tokens_per_param)
+
+
+def _number(path: Path, line: int, name: str, text: str | None) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(
+            f"{path}: line {line}, column {name!r}: got {text!r}, expected a number above 0"
+        )
+    return value
