@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -69,19 +71,25 @@ def save(
 
     Returns when the state is copied and may be donated; the files follow in the background.
     """
-    model, optimizer = _by_name(state.model), _by_name(state.opt_state)
-    meta = {
-        "step": int(jax.device_get(state.step)),
+    model, optimizer = by_name(state.model), by_name(state.opt_state)
+    step = int(jax.device_get(state.step))
+    fingerprints = _fingerprints(model) | _fingerprints(optimizer)
+    items = ocp.args.Composite(
+        model=ocp.args.StandardSave(model, save_args=_chunks(model)),
+        optimizer=ocp.args.StandardSave(optimizer),
+        meta=ocp.args.JsonSave(_meta(step, experiment, digest, fingerprints)),
+    )
+    manager.save(step, args=items)
+
+
+def _meta(step: int, experiment: Experiment, digest: str, fingerprints: dict[str, int]):
+    """The fields of Meta, as JSON."""
+    return {
+        "step": step,
         "experiment": json.loads(to_json(experiment)),
         "data_digest": digest,
-        "fingerprints": _fingerprints(model) | _fingerprints(optimizer),
+        "fingerprints": fingerprints,
     }
-    items = ocp.args.Composite(
-        model=ocp.args.StandardSave(model),
-        optimizer=ocp.args.StandardSave(optimizer),
-        meta=ocp.args.JsonSave(meta),
-    )
-    manager.save(meta["step"], args=items)
 
 
 def steps(workdir: epath.Path) -> list[int]:
@@ -96,6 +104,64 @@ def read_meta(workdir: epath.Path, step: int) -> Meta:
     fields = _read(workdir, step, meta=ocp.args.JsonRestore())["meta"]
     experiment = from_json(json.dumps(fields.pop("experiment")))
     return Meta(experiment=experiment, **fields)
+
+
+def create(
+    workdir: epath.Path, experiment: Experiment, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, ts.TensorStore]:
+    """Checkpoint 0 of a new workdir, as save would write it, but without optimizer and values.
+
+    shapes: of every parameter, by name. Returns the arrays, to be written to; then call finish.
+    """
+    zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+    handlers = (
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    registry = ocp.type_handlers.create_type_handler_registry(*handlers)
+    with ocp.CheckpointManager(
+        directory(workdir).resolve(),
+        item_handlers={
+            "model": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+            "meta": ocp.JsonCheckpointHandler(),
+        },
+    ) as manager:
+        model = ocp.args.PyTreeSave(zeros, save_args=_chunks(zeros))
+        meta = ocp.args.JsonSave(_meta(0, experiment, "", {}))
+        manager.save(0, args=ocp.args.Composite(model=model, meta=meta))
+    return {name: open_array(workdir, 0, name) for name in shapes}
+
+
+def finish(workdir: epath.Path, experiment: Experiment, fingerprints: dict[str, int]) -> None:
+    """Says what the arrays that create() returned hold by now."""
+    meta = ocp.args.JsonSave(_meta(0, experiment, "", fingerprints))
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        checkpointer.save(directory(workdir).resolve() / "0" / "meta", args=meta, force=True)
+
+
+def open_array(workdir: epath.Path, step: int, name: str) -> ts.TensorStore:
+    """One parameter of a checkpoint, without its values; those of one layer can be read alone.
+
+    Raises DamagedCheckpoint; reads of the array raise ValueError.
+    """
+    path = str(directory(workdir).resolve() / str(step) / "model")
+    base = f"{path}/" if "://" in path else {"driver": "file", "path": f"{path}/"}
+    spec = {
+        "driver": "zarr",
+        "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
+        "fill_missing_data_reads": False,  # or a lost chunk would read as zeros
+    }
+    try:
+        return ts.open(spec, open=True).result()
+    except ValueError as e:
+        raise damaged(workdir, step, f"{name}: {str(e).partition(' [')[0]}") from e
+
+
+def _chunks(arrays: dict[str, Any]) -> dict[str, ocp.SaveArgs]:
+    """Of stacked parameters, each layer by itself, so that one of them can be read alone."""
+    return {
+        name: ocp.SaveArgs(shard_axes=(0,) if name.startswith("layers/") else ()) for name in arrays
+    }
 
 
 def restore_model(workdir: epath.Path, step: int, experiment: Experiment) -> Llama:
@@ -164,23 +230,28 @@ def _restore(
     workdir: epath.Path, step: int, experiment: Experiment, **targets: Any
 ) -> dict[str, Any]:
     meta = read_meta(workdir, step)
-    for field in SHAPE_FIELDS:
-        saved, wanted = getattr(meta.experiment.model, field), getattr(experiment.model, field)
-        if saved != wanted:
-            raise UserError(
-                f"model.{field}: got {wanted}, but checkpoint {directory(workdir) / str(step)} "
-                f"has {saved}; expected the same"
-            )
-    names = {item: _by_name(target) for item, target in targets.items()}
+    check_shapes(workdir, meta, experiment)
+    names = {item: by_name(target) for item, target in targets.items()}
     arrays = _read(workdir, step, **{k: ocp.args.StandardRestore(v) for k, v in names.items()})
     for item in targets:
         for name, fingerprint in _fingerprints(arrays[item]).items():
             if fingerprint != meta.fingerprints[name]:
-                raise _damaged(workdir, step, f"{item} array {name} is not what was saved")
+                raise damaged(workdir, step, f"{item} array {name} is not what was saved")
     return {
         item: jax.tree.unflatten(jax.tree.structure(target), [arrays[item][k] for k in names[item]])
         for item, target in targets.items()
     }
+
+
+def check_shapes(workdir: epath.Path, meta: Meta, experiment: Experiment) -> None:
+    """Raises UserError if the experiment's model has other arrays than the checkpoint."""
+    for field in SHAPE_FIELDS:
+        saved, wanted = getattr(meta.experiment.model, field), getattr(experiment.model, field)
+        if saved != wanted:
+            raise UserError(
+                f"model.{field}: got {wanted}, but checkpoint "
+                f"{directory(workdir) / str(meta.step)} has {saved}; expected the same"
+            )
 
 
 def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
@@ -192,7 +263,7 @@ def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
         problem = f"{type(e).__name__}: {reason}"
     # Outside of the handler, where nothing holds the reads that were given up any more.
     _collect_failed_reads()
-    raise _damaged(workdir, step, problem)
+    raise damaged(workdir, step, problem)
 
 
 def _collect_failed_reads() -> None:
@@ -207,11 +278,11 @@ def _collect_failed_reads() -> None:
     asyncio_log.setLevel(level)
 
 
-def _damaged(workdir: epath.Path, step: int, reason: str) -> DamagedCheckpoint:
+def damaged(workdir: epath.Path, step: int, reason: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"checkpoint {directory(workdir) / str(step)} is damaged: {reason}")
 
 
-def _by_name(tree: Any) -> dict[str, Any]:
+def by_name(tree: Any) -> dict[str, Any]:
     """The leaves under names such as "layers/attn/wq_DGRK"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
@@ -226,19 +297,30 @@ def _fingerprints(arrays: dict[str, jax.Array]) -> dict[str, int]:
 
 @jax.jit
 def _fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Sum modulo 2^32 of each element's bits times an odd hash of its place: any one changed bit
-    changes it; elements or blocks that change places do, but once in billions of times."""
-
-    def fingerprint(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        place = jnp.zeros_like(bits)
-        for axis, size in enumerate(x.shape):
-            iota = jax.lax.broadcasted_iota(
-                jnp.uint32, x.shape, axis, out_sharding=jax.typeof(x).sharding
-            )
-            place = place * jnp.uint32(size) + iota
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons' lowbias32
-            place = (place ^ (place >> shift)) * jnp.uint32(factor)
-        return jnp.sum(bits * ((place ^ (place >> 16)) | 1), dtype=jnp.uint32)
-
     return jax.tree.map(fingerprint, arrays)
+
+
+def fingerprint_of(layer_values: np.ndarray, layer: int) -> int:
+    """What one layer adds to the fingerprint of its stacked array; layer 0 of one that is not."""
+    return int(_fingerprint_one(layer_values, layer))
+
+
+def fingerprint(x: jax.Array, layer: int | jax.Array = 0) -> jax.Array:
+    """Sum modulo 2^32 of each element's bits times an odd hash of its place: any one changed bit
+    changes it; elements or blocks that change places do, but once in billions of times.
+
+    layer: the place of x in a stacked array, whose fingerprint is the sum of its layers'.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    place = jnp.zeros_like(bits) + jnp.uint32(layer)
+    for axis, size in enumerate(x.shape):
+        iota = jax.lax.broadcasted_iota(
+            jnp.uint32, x.shape, axis, out_sharding=jax.typeof(x).sharding
+        )
+        place = place * jnp.uint32(size) + iota
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons' lowbias32
+        place = (place ^ (place >> shift)) * jnp.uint32(factor)
+    return jnp.sum(bits * ((place ^ (place >> 16)) | 1), dtype=jnp.uint32)
+
+
+_fingerprint_one = jax.jit(fingerprint)
