@@ -156,6 +156,45 @@ def parser() -> argparse.ArgumentParser:
     )
     v.add_argument("--seed", type=number(int, 0), default=0, help="of the draw (default: 0)")
 
+    v = verb("export", export, "write a model in another framework's format", workdir=True)
+    v.add_argument("--to", required=True, choices=("hf", "meta", "gguf", "litgpt"))
+    v.add_argument("--out", type=Path, required=True, help="the directory to write")
+    v.add_argument(
+        "--type",
+        default="bf16",
+        choices=("f32", "bf16", "f16", "q8_0", "q4_0"),
+        help="of the numbers; the last two are of gguf (default: bf16)",
+    )
+    v.add_argument(
+        "--shard-size",
+        type=number(float, 1e-6),
+        default=5.0,
+        metavar="GB",
+        help="of hf: a file's size at the most, or one tensor (default: 5)",
+    )
+    v.add_argument(
+        "--shards",
+        type=int,
+        default=1,
+        choices=(1, 2, 4, 8),
+        help="of meta: files to split each matrix over (default: 1)",
+    )
+    v.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not compare the files' logits with the checkpoint's",
+    )
+
+    v = verb("import", import_, "make a workdir of another framework's model", overrides=False)
+    v.add_argument(
+        "source",
+        metavar="SOURCE",
+        type=Path,
+        help="a directory of Hugging Face's or Meta's, a .gguf, or a llama2.c .bin",
+    )
+    v.add_argument("--out", type=Path, required=True, metavar="WORKDIR", help="the run to write")
+    v.add_argument("--tokenizer", type=Path, help="a SentencePiece model, where none comes with it")
+
     v = verb("plot", plot, "draw the loss curves of a run into its loss.png", overrides=False)
     v.add_argument("workdir", metavar="WORKDIR", help="a run, finished or not")
 
@@ -401,6 +440,38 @@ def sample(args: argparse.Namespace) -> int:
         # A model may have more rows than the tokenizer has pieces.
         known = [token for token in row[:end] if token < vocabulary.vocab_size()]
         print(vocabulary.decode(known), end="\n\n")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from llama_jax.formats import exporter
+    from llama_jax.formats.weights import Checkpoint
+
+    workdir, step, experiment = _open_run(args)
+    try:
+        manifest = exporter.export(
+            Checkpoint(workdir, step, experiment),
+            args.out,
+            args.to,
+            args.type,
+            shard_bytes=round(args.shard_size * 1e9),
+            shards=args.shards,
+            verify=not args.no_verify,
+        )
+    except exporter.WrongExport as e:
+        print(f"llama-jax export: {e}", file=sys.stderr)
+        return 1
+    print("\n".join(exporter.summary(args.out, manifest)))
+    return 0
+
+
+def import_(args: argparse.Namespace) -> int:
+    from llama_jax.formats.importer import import_model
+
+    experiment = import_model(args.source, args.out, args.tokenizer)
+    print(f"wrote {args.out}; llama-jax sample {args.out} --prompt TEXT")
+    if not Path(experiment.data.tokenizer).exists():
+        print(f"no tokenizer came with it; put one at {experiment.data.tokenizer}", file=sys.stderr)
     return 0
 
 

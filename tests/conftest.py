@@ -12,12 +12,14 @@ import lzma
 from pathlib import Path
 
 import absl.flags
+import exports
 import jax
 import pytest
 
 from llama_jax.config import DataConfig, MeshConfig
 from llama_jax.data import documents, tokenizer
 from llama_jax.data.prepare import prepare
+from llama_jax.formats import importer
 from llama_jax.sharding import make_mesh
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -81,3 +83,34 @@ def _head(source: str, split: str, num_bytes: int) -> list[str]:
     texts = [text[:5000] for text in itertools.islice(documents.read(path), num_bytes // 100)]
     sizes = itertools.accumulate(len(text.encode()) for text in texts)
     return texts[: 1 + next(i for i, size in enumerate(sizes) if size >= num_bytes)]
+
+
+# Checkpoints to export
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> Path:
+    """Workdirs mha and gqa."""
+    directory = tmp_path_factory.mktemp("runs")
+    exports.save_random(exports.MHA, directory / "mha")
+    exports.save_random(exports.GQA, directory / "gqa")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_data, tmp_path_factory) -> Path:
+    """A workdir that training wrote."""
+    workdir = tmp_path_factory.mktemp("trained") / "trained"
+    exports.save_trained(tiny_data, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory) -> Path:
+    """Real trained weights, as a workdir."""
+    if not (exports.SHARED / "weights/stories260K.bin").exists():
+        pytest.skip("the weights of stories260K are not here (../shared/data/weights)")
+    workdir = tmp_path_factory.mktemp("stories") / "stories"
+    files = exports.SHARED / "weights"
+    importer.import_model(files / "stories260K.bin", workdir, files / "tok512.model")
+    return workdir

@@ -1,0 +1,1 @@
+"""Weights of other frameworks: out of a checkpoint, and into one."""

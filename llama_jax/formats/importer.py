@@ -1,0 +1,107 @@
+"""Another framework's files as a workdir that can be sampled, evaluated and exported."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from llama_jax import checkpoint, config
+from llama_jax.config import (
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    UserError,
+)
+from llama_jax.data import tokenizer as sentencepieces
+from llama_jax.formats import gguf, hf, llama2c, meta, vocabulary
+from llama_jax.formats.weights import (
+    Meter,
+    Source,
+    from_matrix,
+    num_values,
+    parameter_shapes,
+    places,
+)
+
+UNFINISHED = ".unfinished"
+
+
+def open_source(path: Path) -> Source:
+    """The model at `path`, by what is there. Raises UserError for what is none."""
+    if (path / "config.json").exists():
+        return hf.read(path)
+    if (path / "params.json").exists():
+        return meta.read(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return gguf.read(path)
+    if path.is_file() and path.suffix == ".bin":
+        return llama2c.read(path)
+    raise UserError(
+        f"{path}: is no model; expected a directory with config.json (Hugging Face) or params.json "
+        "(Meta), or a file .gguf or .bin (llama2.c)"
+    )
+
+
+def import_model(path: Path, out: Path, tokenizer: Path | None) -> Experiment:
+    """Writes the workdir `out` with checkpoint 0, and returns its experiment.
+
+    tokenizer: a SentencePiece model; by default the one that comes with the model. Without either
+    there is none at the experiment's data.tokenizer. Raises UserError.
+    """
+    source = open_source(path)
+    if out.exists():
+        raise UserError(f"--out: {out} is there already; expected the name of a new workdir")
+    vocabulary_file = out.absolute() / "tokenizer.model"
+    experiment = Experiment(
+        model=dataclasses.replace(
+            source.cfg, compute_dtype="bfloat16" if source.type == "bf16" else "float32"
+        ),
+        # What training would need is not in a model; --set, or an experiment of one's own, says it.
+        data=DataConfig(
+            tokenizer=str(vocabulary_file),
+            store=str(out.absolute() / "store"),
+            seq_len=source.seq_len,
+            batch_size=1,
+        ),
+        optimizer=OptimizerConfig(peak_lr=1e-5, warmup_steps=0),
+        mesh=MeshConfig(),
+        run=RunConfig(num_steps=1, eval_every=1, eval_rows=32, checkpoint_every=1),
+    )
+    config.validate(experiment)
+    draft = out.with_name(out.name + UNFINISHED)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        if tokenizer or source.tokenizer:
+            model = tokenizer.read_bytes() if tokenizer else source.tokenizer
+            (draft / "tokenizer.model").write_bytes(model)
+            loaded = sentencepieces.load(str(draft / "tokenizer.model"))
+            where = str(tokenizer or path)
+            vocabulary.check_size(loaded.vocab_size(), source.cfg.vocab_size, where)
+        _write_checkpoint(source, epath.Path(draft), experiment)
+        (draft / "config.json").write_text(config.to_json(experiment))
+    except UserError:
+        shutil.rmtree(draft)
+        raise
+    draft.rename(out)
+    return experiment
+
+
+def _write_checkpoint(source: Source, workdir: epath.Path, experiment: Experiment) -> None:
+    cfg = source.cfg
+    arrays = checkpoint.create(workdir, experiment, parameter_shapes(cfg))
+    fingerprints = dict.fromkeys(arrays, 0)
+    meter = Meter(4 * num_values(cfg))
+    for place in places(cfg):
+        matrix = source.matrix(place).astype(np.float32)
+        values = np.ascontiguousarray(from_matrix(matrix, place.name, cfg))
+        array = arrays[place.name]
+        (array if place.layer is None else array[place.layer]).write(values).result()
+        fingerprints[place.name] += checkpoint.fingerprint_of(values, place.layer or 0)
+        meter.add(values.nbytes, "writing")
+    meter.close()
+    checkpoint.finish(workdir, experiment, {k: v % 2**32 for k, v in fingerprints.items()})

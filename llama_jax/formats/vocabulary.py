@@ -1,0 +1,154 @@
+"""SentencePiece models in the terms of other tokenizers, and back."""
+
+from typing import Any
+
+from llama_jax.config import UserError
+
+NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6  # types of pieces; GGUF numbers them so too
+SPACE = "\u2581"
+
+
+def _proto() -> Any:
+    """SentencePiece's messages, whose classes are made at run time."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2
+
+
+def parse(model: bytes):
+    """The ModelProto of a tokenizer of LLaMA's kind. Raises UserError for any other kind."""
+    parsed = _proto().ModelProto.FromString(model)
+    trainer, normalizer = parsed.trainer_spec, parsed.normalizer_spec
+    for field, got, accepted in (
+        ("model_type", trainer.model_type, trainer.BPE),
+        ("byte_fallback", trainer.byte_fallback, True),
+        ("precompiled_charsmap", normalizer.precompiled_charsmap, b""),
+        ("add_dummy_prefix", normalizer.add_dummy_prefix, True),
+        ("escape_whitespaces", normalizer.escape_whitespaces, True),
+        ("user-defined pieces", [p.piece for p in parsed.pieces if p.type == 4], []),
+    ):
+        if got != accepted:
+            raise UserError(
+                f"data.tokenizer: {field} is {str(got)[:60]}, and formats can express LLaMA's "
+                f"{accepted} only"
+            )
+    return parsed
+
+
+def check_size(pieces: int, vocab_size: int, where: str) -> None:
+    """Raises UserError if the tokenizer has tokens that the model has no row for."""
+    if pieces > vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has {pieces} pieces, but the model {vocab_size} rows; "
+            "expected the tokenizer that it was trained with"
+        )
+
+
+def hugging_face(parsed) -> dict:
+    """tokenizer.json of what parse() returned, which gives the ids that SentencePiece gives."""
+    trainer = parsed.trainer_spec
+    special = [parsed.pieces[i].piece for i in (trainer.unk_id, trainer.bos_id, trainer.eos_id)]
+    bos = special[1]
+    spaces = [_replace("String", " ", SPACE)]
+    if parsed.normalizer_spec.remove_extra_whitespaces:
+        spaces = [_replace("Regex", "\\A +| +\\z", ""), _replace("Regex", " {2,}", " "), *spaces]
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    marks = [{"SpecialToken": {"id": bos, "type_id": i}} for i in (0, 1)]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": piece, "special": True, "normalized": False}
+            | {"single_word": False, "lstrip": False, "rstrip": False}
+            for i, piece in sorted(
+                zip((trainer.unk_id, trainer.bos_id, trainer.eos_id), special, strict=True)
+            )
+        ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [*spaces[:-1], {"type": "Prepend", "prepend": SPACE}, spaces[-1]],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [marks[0], first],
+            "pair": [marks[0], first, marks[1], second],
+            "special_tokens": {bos: {"id": bos, "ids": [trainer.bos_id], "tokens": [bos]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                _replace("String", SPACE, " "),
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": special[0],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {p.piece: i for i, p in enumerate(parsed.pieces)},
+            "merges": _merges(parsed),
+        },
+    }
+
+
+def _replace(kind: str, pattern: str, content: str) -> dict:
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
+def _merges(parsed) -> list[list[str]]:
+    """Each pair of pieces that makes a third, the best first: SentencePiece takes, of all pairs
+    in a text, the one whose result has the highest score, and of equals the leftmost. In runs of
+    one character, that is the one whose left part is the longest."""
+    scores = {p.piece: p.score for p in parsed.pieces if p.type == NORMAL}
+    pairs = [
+        (-score, -cut, piece[:cut], piece[cut:])
+        for piece, score in scores.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
+    return [[left, right] for _, _, left, right in sorted(pairs)]
+
+
+def sentencepiece(
+    pieces: list[str],
+    scores: list[float],
+    types: list[int],
+    special: dict[str, int],
+    extra_spaces: bool,
+) -> bytes:
+    """A SentencePiece model of LLaMA's kind. special: unk_id, bos_id and eos_id.
+
+    extra_spaces: whether they are removed.
+    """
+    proto = _proto()
+    model = proto.ModelProto()
+    for piece, score, type in zip(pieces, scores, types, strict=True):
+        model.pieces.add(piece=piece, score=score, type=type)
+    model.trainer_spec.CopyFrom(
+        proto.TrainerSpec(
+            model_type=proto.TrainerSpec.BPE,
+            vocab_size=len(pieces),
+            byte_fallback=True,
+            pad_id=-1,
+            **special,
+        )
+    )
+    model.normalizer_spec.CopyFrom(
+        proto.NormalizerSpec(
+            name="identity",
+            precompiled_charsmap=b"",
+            add_dummy_prefix=True,
+            escape_whitespaces=True,
+            remove_extra_whitespaces=extra_spaces,
+        )
+    )
+    return model.SerializeToString()

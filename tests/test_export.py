@@ -1,0 +1,458 @@
+"""Exports, through the programs that they are for, and what is refused as wrong."""
+
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from etils import epath
+from exports import (
+    GQA,
+    ROOT,
+    SHARED,
+    child,
+    experiment_of,
+    export,
+    export_in_child,
+    has_torch,
+    interpreter,
+    logits_of,
+    main,
+    open_checkpoint,
+    save_random,
+    sha256,
+)
+
+from llama_jax import checkpoint, cli, config
+from llama_jax.config import ModelConfig, UserError
+from llama_jax.data import documents, tokenizer
+from llama_jax.formats import exporter, gguf, hf, proof, vocabulary, weights
+from llama_jax.formats.weights import Checkpoint
+
+# <s> in a text is a text to SentencePiece, and a token to transformers.
+TEXTS = [text for text in tokenizer.MUST_SURVIVE if "<s>" not in text]
+
+
+# Real clients
+
+# Limits: of the difference from our logits, in their standard deviations, and of the KL divergence.
+# llama.cpp rounds activations to the type of the weights, so that even what these weights lose
+# nothing in, bf16, is not exact there.
+EXACT, BF16 = (1e-4, 1e-7), (0.3, 5e-3)
+ROUNDED = {  # of one model
+    ("hf", "bf16"): BF16,
+    ("gguf", "f16"): (0.1, 1e-3),
+    ("gguf", "bf16"): BF16,
+    ("gguf", "q8_0"): (2.0, 5e-2),
+    ("gguf", "q4_0"): (5.0, 1.5),
+}
+CLIENTS = {
+    "transformers": "hf",
+    "transformers4": "hf",
+    "litgpt": "litgpt",
+    "meta": "meta",
+    "llamacpp": "gguf",
+}
+
+
+@pytest.fixture(scope="module")
+def exported(request, runs, trained, tmp_path_factory) -> dict[Path, tuple[Path, str, str]]:
+    """What was exported: directory -> (workdir, format, type). All in one process."""
+    directory = tmp_path_factory.mktemp("exported")
+    workdirs = [runs / "mha", runs / "gqa", trained]
+    if (SHARED / "weights/stories260K.bin").exists():
+        workdirs.append(request.getfixturevalue("stories"))
+    made = {}
+    for workdir in workdirs:
+        cfg = experiment_of(workdir).model
+        tokens = np.random.default_rng(1).integers(0, cfg.vocab_size, (2, 48)).astype(np.int32)
+        # stories260K's tokenizer drops spaces, which llama.cpp's cannot.
+        texts = [] if workdir.name == "stories" else TEXTS
+        (directory / workdir.name).mkdir()
+        np.save(directory / workdir.name / "tokens.npy", tokens)
+        np.save(directory / workdir.name / "logits.npy", logits_of(workdir, tokens))
+        (directory / workdir.name / "texts.json").write_text(json.dumps(texts))
+        exact = [(to, "f32") for to in ("hf", "gguf", *["litgpt", "meta"] * has_torch())]
+        for to, type in exact + list(ROUNDED) * (workdir.name == "gqa"):
+            made[directory / workdir.name / f"{to}-{type}"] = workdir, to, type
+    jobs = [
+        dict(workdir=workdir, out=out, to=to, type=type, shards=2)
+        for out, (workdir, to, type) in made.items()
+    ]
+    done = export_in_child(jobs)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_clients_compute_our_logits_and_ids(client, exported):
+    python, script = interpreter(client), Path(__file__).with_name("clients.py")
+    outs = [out for out, (_, to, _) in exported.items() if to == CLIENTS[client]]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    command = [python, str(script), client, *map(str, outs)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for out in outs:
+        workdir, to, type = exported[out]
+        logits = np.load(f"{out}.{client}.npy")
+        figures = proof.compare(logits, np.load(out.parent / "logits.npy"))
+        print(client, workdir.name, out.name, figures)
+        limit, kl_limit = ROUNDED.get((to, type), EXACT)
+        assert figures["max_rel"] < limit and abs(figures["kl"]) < kl_limit, out
+        processor = tokenizer.load(experiment_of(workdir).data.tokenizer)
+        texts = json.loads((out.parent / "texts.json").read_text())
+        ids = json.loads(Path(f"{out}.{client}.json").read_text())
+        assert ids == [[processor.bos_id(), *processor.encode(text)] for text in texts]
+
+
+def test_an_export_says_what_it_is(runs, tmp_path, capsys):
+    """By the command, in files of a size, with what its manifest has to hold."""
+    command = ["export", runs / "gqa", "--to", "hf", "--out", tmp_path / "hf", "--type", "bf16"]
+    done = main(*command, "--shard-size", "0.0003")
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
+    assert "verified, read anew: logits differ by" in printed and "what bf16 costs" in printed
+    shards = sorted(p.name for p in (tmp_path / "hf").glob("*.safetensors"))
+    assert len(shards) > 2 and shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    manifest = json.loads((tmp_path / "hf/export.json").read_text())
+    files = {p.name for p in (tmp_path / "hf").iterdir()}
+    assert manifest["sha256"].keys() == files - {"export.json"}
+    assert manifest["sha256"][shards[1]] == sha256(tmp_path / "hf" / shards[1])
+    experiment = experiment_of(runs / "gqa")
+    text = config.to_json(experiment).encode()
+    assert manifest["experiment_sha256"] == hashlib.sha256(text).hexdigest()
+    assert (manifest["format"], manifest["type"], manifest["step"]) == ("hf", "bf16", 0)
+    verification = manifest["verification"]
+    assert verification["passed"] and verification["causes"] == []
+    assert verification["conversion"]["greedy_agreement"] == 1
+    assert verification["rounding"]["max_abs"] == 0  # these weights are exact in bf16
+
+    command = (*command[:5], tmp_path / "other", "--no-verify")
+    args = cli.parser().parse_args([*map(str, command)])
+    assert args.run(args) == 0 and "not verified" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "other/export.json").read_text())
+    assert manifest["verification"] == "none: --no-verify"
+
+
+def test_an_unproven_export_never_has_the_name_that_was_asked_for(runs, tmp_path, monkeypatch):
+    def fail(*_):
+        assert (tmp_path / "x.unproven/model.safetensors").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter, "_prove", fail)
+    with pytest.raises(KeyboardInterrupt):
+        export(runs / "mha", tmp_path / "x", "hf")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_checkpoint_that_is_not_what_was_saved_is_not_exported(runs, tmp_path):
+    workdir = shutil.copytree(runs / "mha", tmp_path / "run")
+    array = checkpoint.open_array(epath.Path(workdir), 0, "layers/attn/wo_GRKD")
+    array[1, 0, 0, 3, 5].write(np.float32(0.25)).result()
+    with pytest.raises(UserError, match="layers/attn/wo_GRKD is not what was saved"):
+        export(workdir, tmp_path / "x", "hf")
+    assert not list(tmp_path.glob("x*"))
+
+
+# Wrong exports: how a writer goes wrong, and what has to be said of it
+
+
+def changed(module, change):
+    """A writer of `module` writes change(matrix, name, layer) in place of a matrix."""
+
+    def patch(monkeypatch):
+        real = module.cast
+        monkeypatch.setattr(
+            module, "cast", lambda matrix, type, place: real(change(matrix, *place), type, place)
+        )
+
+    return patch
+
+
+def unpermuted(module):
+    return lambda monkeypatch: monkeypatch.setattr(module, "to_pairs", lambda matrix, *_: matrix)
+
+
+def permuted(matrix, name, layer):
+    return weights.to_pairs(matrix, name, GQA)
+
+
+def only_k(matrix, name, layer):
+    return permuted(matrix, name, layer) if name == weights.KEY else matrix
+
+
+def one_layer(matrix, name, layer):
+    return permuted(matrix, name, layer) if layer == 1 else matrix
+
+
+def transposed(matrix, name, layer):
+    return matrix.T if name == "layers/attn/wo_GRKD" else matrix
+
+
+def reversed_kv_heads(matrix, name, layer):
+    heads = matrix.reshape(GQA.kv_heads, -1) if name == weights.VALUE else matrix
+    return heads[::-1].reshape(matrix.shape) if name == weights.VALUE else matrix
+
+
+def shifted_tokens(matrix, name, layer):
+    return np.roll(matrix, 1, 0) if name == weights.EMBEDDING else matrix
+
+
+def noisy(matrix, name, layer):
+    noise = np.random.default_rng(0).normal(size=matrix.shape) * matrix.std() / 100
+    return matrix + noise if (name, layer) == ("layers/mlp/w_up_DF", 2) else matrix
+
+
+def swapped(a, b):
+    names = hf.NAMES | {a: hf.NAMES[b], b: hf.NAMES[a]}
+    return lambda monkeypatch: monkeypatch.setattr(hf, "NAMES", names)
+
+
+def misconfigured(field, value):
+    """config.json says something else, and so does what has been computed with it."""
+
+    def write(checkpoint, out, type):
+        wrong = copy.copy(checkpoint)
+        wrong.cfg = dataclasses.replace(checkpoint.cfg, **{field: value})
+        write_config(wrong, out, type)
+
+    write_config = hf.write_config
+    return lambda monkeypatch: monkeypatch.setattr(hf, "write_config", write)
+
+
+WRONG = {
+    "gguf not permuted": ("gguf", unpermuted(gguf), "Q/K permutation: the rows of wq and wk"),
+    "hf permuted": ("hf", changed(hf, permuted), "Q/K permutation: the rows of wq and wk"),
+    "k permuted": ("hf", changed(hf, only_k), "Q/K permutation: the rows of wk"),
+    "one layer permuted": ("hf", changed(hf, one_layer), "none of the usual"),
+    "transposed": ("hf", changed(hf, transposed), "transposed matrix: o"),
+    "kv heads reversed": ("hf", changed(hf, reversed_kv_heads), "none of the usual"),
+    "embedding off by one": ("hf", changed(hf, shifted_tokens), "none of the usual"),
+    "noise of 1% on a matrix": ("hf", changed(hf, noisy), "none of the usual"),
+    "gate and up": (
+        "hf",
+        swapped("layers/mlp/w_gate_DF", "layers/mlp/w_up_DF"),
+        "gate and up are swapped",
+    ),
+    "norms": (
+        "hf",
+        swapped("layers/attn_norm/scale_D", "layers/mlp_norm/scale_D"),
+        "none of the usual",
+    ),
+    "eps": ("hf", misconfigured("norm_eps", 1e-6), "norm eps: the files say 1e-06, .* 1e-05"),
+    "theta": ("hf", misconfigured("rope_theta", 5_050.0), "rope base: the files say 5050"),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_wrong_exports_are_refused_and_their_cause_is_named(runs, tmp_path, monkeypatch, how):
+    to, patch, cause = WRONG[how]
+    patch(monkeypatch)
+    with pytest.raises(exporter.WrongExport, match=cause) as e:
+        export(runs / "gqa", tmp_path / "x", to)
+    print(e.value)
+    assert not (tmp_path / "x").exists()
+    verification = json.loads((tmp_path / "x.unproven/export.json").read_text())["verification"]
+    assert not verification["passed"] and verification["conversion"]["max_rel"] > proof.TOLERANCE
+
+
+# In a process of its own, for torch.
+REFUSED_META = """
+import sys
+from exports import export, exporter
+
+def refused(**options):
+    try:
+        export(sys.argv[1], sys.argv[2], "meta", **options)
+    except (exporter.UserError, exporter.WrongExport) as e:
+        print(e)
+
+refused(shards=8)
+exporter.meta.to_pairs = lambda matrix, *_: matrix
+refused()
+"""
+
+
+def test_exports_to_meta_are_refused(runs, tmp_path):
+    interpreter("meta")
+    done = child(REFUSED_META, runs / "gqa", tmp_path / "x")
+    split, wrong = done.stdout.splitlines()
+    assert split == "--shards: got 8, expected a divisor of model.num_kv_heads=2"
+    assert "likely cause: Q/K permutation: the rows of wq and wk" in wrong
+    assert [path.name for path in tmp_path.iterdir()] == ["x.unproven"]
+
+
+def test_a_wrong_export_is_a_failure_of_the_command(runs, tmp_path, monkeypatch, capsys):
+    unpermuted(gguf)(monkeypatch)
+    command = ("export", runs / "mha", "--to", "gguf", "--type", "q8_0", "--out", tmp_path / "x")
+    args = cli.parser().parse_args([*map(str, command)])
+    assert args.run(args) == 1
+    printed = capsys.readouterr().err
+    assert "do not compute what the checkpoint does" in printed and "Q/K permutation" in printed
+
+
+def test_rounding_in_a_model_that_amplifies_it_is_not_a_mistake(tmp_path):
+    """Weights so large that fp32 alone makes a difference of more than 1e-4; and a mistake still
+    makes a larger one."""
+    save_random(dataclasses.replace(GQA, init_std=3 / 8), tmp_path / "run")
+    manifest = export(tmp_path / "run", tmp_path / "x", "gguf")
+    assert manifest["verification"]["passed"]
+
+
+# Memory
+
+
+# In a process of its own. What the code and its libraries take is known from a model of one layer.
+SEQ_LEN = 256
+MEMORY = """
+import json, sys
+from pathlib import Path
+import exports
+from llama_jax.data.tokenizer import EMBEDDED
+from llama_jax.formats.importer import import_model
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+directory = Path(sys.argv[1])
+steps = {"import": lambda size: import_model(directory / f"{size}.bin", directory / size, EMBEDDED)}
+for to in sys.argv[2:]:
+    steps[to] = lambda size, to=to: exports.export(
+        directory / size, directory / f"{size}-{to}", to, "f32", shards=2)
+figures = {}
+for name, step in steps.items():
+    step("small")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
+    before = status("VmRSS")
+    step("large")
+    figures[name] = status("VmHWM") - before, status("VmHWM")
+print(json.dumps(figures))
+"""
+
+
+def write_llama2c(path: Path, cfg: ModelConfig) -> None:
+    """Random weights in llama2.c's format."""
+    header = (cfg.embed_dim, cfg.mlp_dim, cfg.num_layers, cfg.num_heads, cfg.kv_heads)
+    values = np.random.default_rng(0).normal(size=1 << 20).astype(np.float32)
+    values /= cfg.embed_dim**0.5
+    left = weights.num_values(cfg) + SEQ_LEN * cfg.head_dim  # with its tables of sines
+    with open(path, "wb") as file:
+        file.write(struct.pack("<7i", *header, cfg.vocab_size, SEQ_LEN))
+        while left:
+            values[:left].tofile(file)
+            left -= len(values[:left])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory from /proc")
+def test_memory_does_not_grow_with_the_number_of_layers(tmp_path):
+    one = ModelConfig(
+        num_layers=1, embed_dim=512, num_heads=8, mlp_dim_override=1408, vocab_size=2048,
+        tie_embeddings=True,
+    )  # fmt: skip
+    many = dataclasses.replace(one, num_layers=24)
+    write_llama2c(tmp_path / "small.bin", one)
+    write_llama2c(tmp_path / "large.bin", many)
+    done = child(MEMORY, tmp_path, "hf", "gguf", *["meta"] * has_torch())
+    assert done.returncode == 0, done.stderr
+    layer_and_embedding = 4 * weights.num_values(one)
+    for name, (grown, peak) in json.loads(done.stdout).items():
+        print(f"{name}: {grown / 1e6:.0f} MB more than before, {peak / 1e6:.0f} MB in all")
+        assert grown < layer_and_embedding + 80e6 < 4 * weights.num_values(many) / 3, name
+        assert peak < layer_and_embedding + 1.5e9, name
+
+
+# Tokenizers
+
+MODELS = [ROOT / "llama_jax/data/tokenizer.model"] + [
+    SHARED / name
+    for name in (
+        "tokenizers/llama_tokenizer.model",
+        "tokenizers/mistral_v1_apache2.tokenizer.model",
+        "weights/tok512.model",
+    )
+]
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
+def test_other_tokenizers_give_sentencepiece_s_ids(path):
+    """tokenizer.json by the tokenizers package, and the model that is made of a GGUF's fields."""
+    if not path.exists():
+        pytest.skip("the tokenizer is not here (../shared/data)")
+    tokenizers = pytest.importorskip("tokenizers")
+    model = path.read_bytes()
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    parsed = vocabulary.parse(model)
+    fast = tokenizers.Tokenizer.from_str(json.dumps(vocabulary.hugging_face(parsed)))
+    fast.encode_special_tokens = True  # "<s>" in a text is text
+    special = {name: getattr(parsed.trainer_spec, name) for name in ("unk_id", "bos_id", "eos_id")}
+    columns = ([getattr(p, f) for p in parsed.pieces] for f in ("piece", "score", "type"))
+    extra_spaces = parsed.normalizer_spec.remove_extra_whitespaces
+    again = sentencepiece.SentencePieceProcessor(
+        model_proto=vocabulary.sentencepiece(*columns, special, extra_spaces)
+    )
+    runs = [character * n for character in " =a" for n in range(1, 80)]
+    texts = [
+        *tokenizer.MUST_SURVIVE,
+        "",
+        "\n",
+        *runs,
+        *(f"\n{run}x" for run in runs),
+        *corpus_texts(),
+    ]
+    for text in texts:
+        ids = processor.encode(text)
+        assert fast.encode(text).ids == [processor.bos_id(), *ids], text
+        assert fast.decode(ids, skip_special_tokens=False) == processor.decode(ids), text
+        assert again.encode(text) == ids and again.decode(ids) == processor.decode(ids), text
+
+
+def corpus_texts() -> list[str]:
+    data = config.load(str(ROOT / "experiments/quickstart.py")).data
+    return [
+        text[:2000]
+        for source, _ in data.mixture
+        for text in itertools.islice(
+            documents.read(documents.files(data, source, "validation")[0]), 20
+        )
+    ]
+
+
+# What cannot be exported
+
+
+def test_what_cannot_be_exported_is_said_in_a_line(runs, tmp_path, monkeypatch):
+    def refused(match, to, type="f32", workdir=runs / "gqa", **options):
+        with pytest.raises(UserError, match=match) as e:
+            export(workdir, tmp_path / "out", to, type, **options)
+        assert "\n" not in str(e.value) and not list(tmp_path.glob("out*"))
+
+    refused("--type: got q8_0 for hf, expected one of f32, bf16, f16", "hf", "q8_0")
+    large = dataclasses.replace(GQA, init_std=60_000.0)
+    save_random(large, tmp_path / "large")
+    refused("--type: .*layers/.* has a value beyond .* of f16", "hf", "f16", tmp_path / "large")
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UserError, match="--out: .*here is there already"):
+        export(runs / "gqa", tmp_path / "here", "hf")
+    experiment = config.override(
+        open_checkpoint(runs / "gqa").experiment, "data.tokenizer=no.model"
+    )
+    with pytest.raises(UserError, match="data.tokenizer: no file no.model"):
+        Checkpoint(epath.Path(runs / "gqa"), 0, experiment)
+    unigram = vocabulary.parse(MODELS[0].read_bytes())
+    unigram.trainer_spec.model_type = unigram.trainer_spec.UNIGRAM
+    with pytest.raises(UserError, match="data.tokenizer: model_type is"):
+        vocabulary.parse(unigram.SerializeToString())
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refused("PyTorch is needed for .pth files", "meta")

@@ -1,0 +1,348 @@
+"""Models that come back from other formats as they went, and files that are refused."""
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+from exports import (
+    SHARED,
+    child,
+    experiment_of,
+    export,
+    export_in_child,
+    interpreter,
+    logits_of,
+    main,
+)
+
+from llama_jax import checkpoint
+from llama_jax.config import UserError
+from llama_jax.data.tokenizer import EMBEDDED
+from llama_jax.formats import hf
+from llama_jax.formats.importer import import_model
+from llama_jax.formats.weights import shapes
+
+
+def parameters(workdir: Path) -> dict[str, int]:
+    """The fingerprint of each: the same, or not, to the bit."""
+    meta = checkpoint.read_meta(epath.Path(workdir), 0)
+    return {name: meta.fingerprints[name] for name in shapes(meta.experiment.model)}
+
+
+def same_model(a: Path, b: Path) -> bool:
+    models = [experiment_of(workdir).model for workdir in (a, b)]
+    fields = (*checkpoint.SHAPE_FIELDS, "norm_eps", "rope_theta")
+    return all(getattr(models[0], field) == getattr(models[1], field) for field in fields)
+
+
+# There and back
+
+
+@pytest.mark.parametrize("type", ["f32", "bf16"])
+@pytest.mark.parametrize("to, file", [("hf", ""), ("gguf", "model.gguf")])
+def test_there_and_back_no_bit_changes(runs, tmp_path, to, file, type):
+    """The weights of these runs are exact in bf16."""
+    back = tmp_path / "back"
+    export(runs / "gqa", tmp_path / "out", to, type, shard_bytes=300_000, verify=False)
+    import_model(tmp_path / "out" / file, back, None)
+    assert parameters(back) == parameters(runs / "gqa") and same_model(back, runs / "gqa")
+    experiment = experiment_of(back)
+    assert experiment.model.compute_dtype == {"f32": "float32", "bf16": "bfloat16"}[type]
+    assert experiment.data.seq_len == 256  # the quickstart's
+
+
+META = """
+import sys
+from exports import export
+from llama_jax.formats.importer import import_model
+from pathlib import Path
+for type in ("f32", "bf16"):
+    out = Path(sys.argv[2]) / type
+    export(sys.argv[1], out, "meta", type, shards=4, verify=False)
+    import_model(out, out.with_name(type + "-back"), None)
+"""
+
+
+def test_four_shards_of_meta_s_and_back_no_bit_changes(runs, tmp_path):
+    interpreter("meta")
+    done = child(META, runs / "mha", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "bf16").glob("consolidated.0[0-3].pth"))) == 4
+    for back in (tmp_path / "f32-back", tmp_path / "bf16-back"):
+        assert parameters(back) == parameters(runs / "mha") and same_model(back, runs / "mha")
+
+
+def test_eight_bits_come_back_as_they_are(runs, tmp_path):
+    """q8_0 loses something on the way there, and nothing on the way back."""
+    export(runs / "gqa", tmp_path / "a", "gguf", "q8_0", verify=False)
+    import_model(tmp_path / "a/model.gguf", tmp_path / "back", None)
+    assert parameters(tmp_path / "back") != parameters(runs / "gqa")
+    export(tmp_path / "back", tmp_path / "b", "gguf", "q8_0", verify=False)
+    import_model(tmp_path / "b/model.gguf", tmp_path / "again", None)
+    assert parameters(tmp_path / "again") == parameters(tmp_path / "back")
+
+
+TRANSFORMERS = """
+import sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+tokens = torch.arange(40)[None] * 7 % 2048
+for directory, tied in zip(sys.argv[1:], (True, False)):
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=2048, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2,
+                         rope_parameters={"rope_type": "default", "rope_theta": 20000.0},
+                         tie_word_embeddings=tied)
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(directory, max_shard_size="100KB")
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    open(directory + "/logits", "wb").write(model(tokens).logits.detach().numpy().tobytes())
+"""
+
+
+def test_what_transformers_saved_goes_back_to_it(tmp_path):
+    python = interpreter("transformers")
+    subprocess.run([python, "-c", TRANSFORMERS, tmp_path / "a", tmp_path / "b"], check=True)
+    tokens = (np.arange(40, dtype=np.int32)[None] * 7) % 2048
+    for made, tied in ((tmp_path / "a", True), (tmp_path / "b", False)):
+        workdir, out = made / "run", made / "out"
+        import_model(made, workdir, None)
+        model = experiment_of(workdir).model
+        assert (model.rope_theta, model.tie_embeddings) == (20_000, tied)
+        expected = np.fromfile(made / "logits", np.float32).reshape(1, 40, 2048)
+        assert np.abs(logits_of(workdir, tokens) - expected).max() < 1e-4 * expected.std()
+
+        shutil.copy(EMBEDDED, workdir / "tokenizer.model")
+        export(workdir, out, "hf", "bf16")
+        theirs, ours = hf.tensors(made), hf.tensors(out)
+        assert theirs.keys() == ours.keys() and len(ours) == 21 - tied
+        for name, tensor in theirs.items():
+            assert tensor.read().tobytes() == ours[name].read().tobytes(), name
+
+
+def test_imported_stories_are_told_as_they_were_published(stories):
+    done = main("sample", stories, "--prompt", "", "--temperature", 0, "--max-tokens", 256)
+    assert done.returncode == 0, done.stderr
+    expected = (SHARED / "weights/stories260K_greedy_expected.txt").read_text()
+    assert done.stdout.strip() == expected.strip()
+
+
+# Files that are refused
+
+
+@pytest.fixture(scope="module")
+def good(runs, tmp_path_factory) -> Path:
+    """Exports of one model, for tests to damage copies of."""
+    directory = tmp_path_factory.mktemp("good")
+    export(runs / "gqa", directory / "hf", "hf", shard_bytes=300_000, verify=False)
+    export(runs / "gqa", directory / "gguf", "gguf", verify=False)
+    export(runs / "gqa", directory / "q4_0", "gguf", "q4_0", verify=False)
+    return directory
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    data = path.read_bytes()
+    assert old.encode() in data
+    path.write_bytes(data.replace(old.encode(), new.encode(), 1))
+
+
+def second(directory: Path) -> Path:
+    return sorted(directory.glob("*.safetensors"))[1]
+
+
+def first_name(path: Path) -> str:
+    return next(iter(hf.shard(path)))
+
+
+DAMAGED_HF = {
+    "truncated": (
+        lambda d: truncate(second(d)),
+        r"model-00002-\S+.safetensors: is truncated: tensor model.layers.\S+ ends at byte \d+",
+    ),
+    "header truncated": (
+        lambda d: second(d).write_bytes(second(d).read_bytes()[:100]),
+        r"model-00002-\S+.safetensors: is truncated or not safetensors",
+    ),
+    "shard missing": (
+        lambda d: second(d).unlink(),
+        r"model-00002-\S+: is missing, .*index.json says it holds tensor model.layers",
+    ),
+    "no weights": (
+        lambda d: [p.unlink() for p in d.glob("model*")],
+        "has neither model.safetensors.index.json nor model.safetensors",
+    ),
+    "architecture": (
+        lambda d: replace(d / "config.json", '"llama"', '"gpt_neox"'),
+        "config.json: model_type is 'gpt_neox', and llama_jax knows 'llama' only",
+    ),
+    "rope scaling": (
+        lambda d: replace(d / "config.json", '"default"', '"linear"'),
+        "config.json: rope_type is 'linear'",
+    ),
+    "bias": (
+        lambda d: replace(d / "config.json", '"mlp_bias": false', '"mlp_bias": true'),
+        "config.json: mlp_bias is True",
+    ),
+    "field missing": (
+        lambda d: replace(d / "config.json", '"rms_norm_eps"', '"eps"'),
+        "config.json: rms_norm_eps is None, expected a number",
+    ),
+    "config is no JSON": (lambda d: truncate(d / "config.json"), "config.json: cannot be read"),
+    "shape": (
+        lambda d: replace(d / "config.json", '"intermediate_size": 160', '"intermediate_size": 96'),
+        r"safetensors: tensor model.layers.0.mlp.gate_proj.weight has shape \(160, 64\), expected "
+        r"\(96, 64\)",
+    ),
+    "vocabulary": (
+        lambda d: replace(d / "config.json", '"vocab_size": 2080', '"vocab_size": 2000'),
+        r"tensor model.embed_tokens.weight has shape \(2080, 64\), expected \(2000, 64\)",
+    ),
+    "tensor missing": (
+        lambda d: replace(d / "config.json", '"num_hidden_layers": 3', '"num_hidden_layers": 4'),
+        "has no tensor model.layers.3.input_layernorm.weight",
+    ),
+    "tensor not known": (
+        lambda d: replace(d / "config.json", '"num_hidden_layers": 3', '"num_hidden_layers": 2'),
+        "tensor model.layers.2.input_layernorm.weight is of no LLaMA",
+    ),
+    "index is wrong": (
+        lambda d: replace(d / hf.INDEX, "model.layers.1.mlp.up_proj", "model.layers.9.mlp.up_proj"),
+        "has no tensor model.layers.9.mlp.up_proj.weight, but",
+    ),
+    "type": (
+        lambda d: replace(second(d), '"F32"', '"I32"'),
+        r"tensor \S+ is of type I32, expected F32, BF16, F16",
+    ),
+}
+
+
+def refused(source: Path, tmp_path: Path, match: str, tokenizer: Path | None = None) -> None:
+    with pytest.raises(UserError, match=match) as e:
+        import_model(source, tmp_path / "run", tokenizer)
+    assert "\n" not in str(e.value)
+    assert not list(tmp_path.glob("run*"))
+
+
+@pytest.mark.parametrize("damage", DAMAGED_HF)
+def test_damaged_hugging_face_directories_are_named(good, tmp_path, damage):
+    copy = shutil.copytree(good / "hf", tmp_path / "hf")
+    hurt, match = DAMAGED_HF[damage]
+    hurt(copy)
+    refused(copy, tmp_path, match)
+
+
+def test_a_tokenizer_of_another_model_is_refused(good, tmp_path):
+    copy = shutil.copytree(good / "hf", tmp_path / "hf")
+    other = SHARED / "tokenizers/llama_tokenizer.model"
+    if not other.exists():
+        pytest.skip("the tokenizer is not here (../shared/data)")
+    match = "llama_tokenizer.model: the tokenizer has 32000 pieces, but the model 2080 rows"
+    refused(copy, tmp_path, match, other)
+    shutil.copy(other, copy / "tokenizer.model")
+    refused(copy, tmp_path, "hf: the tokenizer has 32000 pieces")
+
+
+def test_damaged_ggufs_are_named(good, tmp_path):
+    whole = (good / "gguf/model.gguf").read_bytes()
+    file = tmp_path / "x.gguf"
+    for data, match in (
+        (whole[: len(whole) // 2], r"x.gguf: is truncated: tensor blk.\S+ ends at byte"),
+        (whole[:5000], "x.gguf: is truncated or no GGUF"),
+        (b"GGML" + whole[4:], "x.gguf: is truncated or no GGUF: GGUF magic invalid"),
+        (whole.replace(b"llama", b"qwen9", 1), "general.architecture is 'qwen9'"),
+        (whole.replace(b"blk.1.attn_k.w", b"blk.1.attn_z.w"), "has no tensor blk.1.attn_k.weight"),
+        (
+            (good / "q4_0/model.gguf").read_bytes(),
+            r"tensor blk.0.attn_q.weight is of type Q4_0, expected F32, F16, BF16 or Q8_0",
+        ),
+    ):
+        file.write_bytes(data)
+        refused(file, tmp_path, match)
+
+
+def test_damaged_llama2c_files_are_named(tmp_path):
+    file = tmp_path / "x.bin"
+    header = struct.pack("<7i", 8, 16, 1, 2, 2, 10, 4)
+    for data, match in (
+        (b"abc", "x.bin: is truncated: 3 bytes"),
+        (header + bytes(400), "x.bin: is truncated: tensor layers/attn/wq_DGRK ends at byte"),
+        (bytes(100), "x.bin: is no model of llama2.c"),
+        (header + bytes(10_000), "x.bin: has 10028 bytes, and its header asks for"),
+    ):
+        file.write_bytes(data)
+        refused(file, tmp_path, match)
+    refused(tmp_path / "nothing", tmp_path, "nothing: is no model; expected a directory with")
+
+
+# In a process of its own, for torch. Each case writes what it breaks; the import says what it is.
+DAMAGED_META = """
+import os, sys, torch
+from pathlib import Path
+from llama_jax.config import UserError
+from llama_jax.formats.importer import import_model
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+directory = Path(sys.argv[1])
+names = ["consolidated.00.pth", "consolidated.01.pth"]
+first, second = ({k: v for k, v in torch.load(directory / n).items()} for n in names)
+wq = "layers.1.attention.wq.weight"
+cases = [
+    (first, second | {"x": Evil()}),
+    (first, second | {"x": 3}),
+    (first, [1, 2]),
+    (first, b"PK"),
+    (first, second | {wq: second[wq].int()}),
+    (first, second | {wq: second[wq][:, :-1].clone()}),
+    (first, second | {wq: second[wq].T.contiguous().T}),
+    (first, {k: v for k, v in second.items() if k != wq}),
+    (first, None),
+    (None, second),
+]
+for case in cases:
+    for name, tensors in zip(names, case):
+        if tensors is None:
+            (directory / name).unlink()
+        elif isinstance(tensors, bytes):
+            (directory / name).write_bytes(tensors)
+        else:
+            torch.save(tensors, directory / name)
+    try:
+        import_model(directory, Path(sys.argv[2]), None)
+    except UserError as e:
+        print(e)
+    assert not list(Path(sys.argv[2]).parent.glob("run*")) and not Path("evil").exists()
+"""
+
+
+def test_damaged_meta_files_are_named_and_nothing_else_is_unpickled(runs, tmp_path):
+    interpreter("meta")
+    meta = tmp_path / "meta"
+    job = dict(workdir=runs / "gqa", out=meta, to="meta", shards=2, verify=False)
+    assert export_in_child([job]).returncode == 0
+    done = child(DAMAGED_META, meta, tmp_path / "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    second, wq = f"{meta}/consolidated.01.pth: ", "tensor layers.1.attention.wq.weight"
+    expected = (
+        f"{second}cannot be read as tensors; it is damaged or holds other things",
+        f"{second}x is a int, expected a tensor",
+        f"{second}holds a list, expected tensors by name",
+        f"{second}cannot be read as tensors",
+        f"{second}{wq} is of type torch.int32, expected torch.float32",
+        f"{second}{wq} has shape (32, 63), expected (32, 64)",
+        f"{second}{wq} is not stored row by row",
+        f"{meta}: has no {wq}",
+        f"{meta}: has 1 shards, but tensor layers.0.attention.wq.weight of consolidated.00.pth",
+        f"{meta}/consolidated.00.pth: is missing, but consolidated.01.pth is there",
+    )
+    for line, start in zip(done.stdout.splitlines(), expected, strict=True):
+        assert line.startswith(start), line
