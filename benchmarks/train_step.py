@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -173,6 +174,7 @@ def maxtext(turns: Connection, work: Work) -> None:
         "dataset_type": "synthetic",
         "steps": 10_000,
         "run_name": "benchmark",
+        "base_output_directory": tempfile.mkdtemp(),
         "gcs_metrics": "false",
     }
     process = subprocess.Popen(
