@@ -192,7 +192,7 @@ DAMAGED_HF = {
     ),
     "field missing": (
         lambda d: replace(d / "config.json", '"rms_norm_eps"', '"eps"'),
-        "config.json: rms_norm_eps is None, expected a number",
+        "config.json: rms_norm_eps is None, expected a number above 0",
     ),
     "config is no JSON": (lambda d: truncate(d / "config.json"), "config.json: cannot be read"),
     "shape": (
@@ -247,6 +247,9 @@ def test_a_tokenizer_of_another_model_is_refused(good, tmp_path):
     refused(copy, tmp_path, match, other)
     shutil.copy(other, copy / "tokenizer.model")
     refused(copy, tmp_path, "hf: the tokenizer has 32000 pieces")
+    (copy / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # as tiktoken's are
+    refused(copy, tmp_path, "hf: the tokenizer is not a SentencePiece model")
+    refused(copy, tmp_path, "no file .*nowhere.model", tmp_path / "nowhere.model")
 
 
 def test_damaged_ggufs_are_named(good, tmp_path):

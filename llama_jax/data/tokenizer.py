@@ -109,13 +109,17 @@ def find(path: str) -> epath.Path:
 
 def load(path: str) -> sentencepiece.SentencePieceProcessor:
     """The model at `path`, or "embedded". Raises UserError for a missing or unusable file."""
-    model = find(path).read_bytes()
+    return from_bytes(find(path).read_bytes(), f"data.tokenizer: {path}")
+
+
+def from_bytes(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
+    """The same of a file's content. where: it came from, for the error."""
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as e:
-        raise UserError(f"data.tokenizer: {path} is not a SentencePiece model: {e}") from e
+        raise UserError(f"{where} is not a SentencePiece model: {e}") from e
     if not model or processor.bos_id() < 0 or processor.eos_id() < 0:
-        raise UserError(f"data.tokenizer: {path} has no <s> and </s>; every document needs both")
+        raise UserError(f"{where} has no <s> and </s>; every document needs both")
     return processor
 
 

@@ -1,7 +1,6 @@
 """A checkpoint as another framework's files, which get their name when they are proven."""
 
 import hashlib
-import json
 import math
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from llama_jax.config import MeshConfig, UserError, to_json
 from llama_jax.formats import gguf, hf, litgpt, meta, proof, readers
-from llama_jax.formats.weights import TYPES, Checkpoint, Meter, Place, cast, num_values
+from llama_jax.formats.weights import TYPES, Checkpoint, Meter, Place, cast, num_values, write_json
 from llama_jax.sharding import make_mesh
 
 READERS = {
@@ -77,7 +76,7 @@ def export(
         "verification": verification or "none: --no-verify",
         "sha256": {path.name: _sha256(path) for path in sorted(draft.iterdir())},
     }
-    (draft / "export.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    write_json(draft / "export.json", manifest)
     if verification and not verification["passed"]:
         figures = describe(verification["conversion"])
         causes = "; ".join(verification["causes"]) or "none of the usual ones"

@@ -179,8 +179,8 @@ def _model_config(file: Path, config: dict) -> ModelConfig:
 
     check("model_type", config.get("model_type"), "llama")
     for field in REQUIRED:
-        if not isinstance(config.get(field), int | float):
-            raise UserError(f"{file}: {field} is {config.get(field)!r}, expected a number")
+        if not isinstance(config.get(field), int | float) or config[field] <= 0:
+            raise UserError(f"{file}: {field} is {config.get(field)!r}, expected a number above 0")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     heads, dim = config["num_attention_heads"], config["hidden_size"]
     check("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")

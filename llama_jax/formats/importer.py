@@ -55,14 +55,18 @@ def import_model(path: Path, out: Path, tokenizer: Path | None) -> Experiment:
     source = open_source(path)
     if out.exists():
         raise UserError(f"--out: {out} is there already; expected the name of a new workdir")
-    vocabulary_file = out.absolute() / "tokenizer.model"
+    model = sentencepieces.find(str(tokenizer)).read_bytes() if tokenizer else source.tokenizer
+    if model is not None:
+        where = f"{tokenizer or path}: the tokenizer"
+        pieces = sentencepieces.from_bytes(model, where).vocab_size()
+        vocabulary.check_size(pieces, source.cfg.vocab_size, where)
     experiment = Experiment(
         model=dataclasses.replace(
             source.cfg, compute_dtype="bfloat16" if source.type == "bf16" else "float32"
         ),
         # What training would need is not in a model; --set, or an experiment of one's own, says it.
         data=DataConfig(
-            tokenizer=str(vocabulary_file),
+            tokenizer=str(out.absolute() / "tokenizer.model"),
             store=str(out.absolute() / "store"),
             seq_len=source.seq_len,
             batch_size=1,
@@ -76,12 +80,8 @@ def import_model(path: Path, out: Path, tokenizer: Path | None) -> Experiment:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        if tokenizer or source.tokenizer:
-            model = tokenizer.read_bytes() if tokenizer else source.tokenizer
+        if model is not None:
             (draft / "tokenizer.model").write_bytes(model)
-            loaded = sentencepieces.load(str(draft / "tokenizer.model"))
-            where = str(tokenizer or path)
-            vocabulary.check_size(loaded.vocab_size(), source.cfg.vocab_size, where)
         _write_checkpoint(source, epath.Path(draft), experiment)
         (draft / "config.json").write_text(config.to_json(experiment))
     except UserError:

@@ -1,6 +1,5 @@
 """Meta's release: consolidated.*.pth in 1, 2, 4 or 8 shards, params.json, tokenizer.model."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from llama_jax.formats.weights import (
     read_json,
     shapes,
     to_pairs,
+    write_json,
 )
 
 NAMES = {
@@ -61,7 +61,7 @@ def write(checkpoint: Checkpoint, out: Path, type: str, shards: int) -> None:
             writer.write(name, _shard(values, place.name, i, shards))
     for writer in writers:
         writer.close()
-    (out / "params.json").write_text(json.dumps(_params(cfg), indent=2) + "\n")
+    write_json(out / "params.json", _params(cfg))
     (out / "tokenizer.model").write_bytes(checkpoint.tokenizer)
 
 
@@ -106,12 +106,11 @@ def _params(cfg: ModelConfig) -> dict:
 
 def read(directory: Path) -> Source:
     """Of any number of shards. Raises UserError for what is damaged, missing or no LLaMA."""
-    params = read_json(directory / "params.json")
+    file = directory / "params.json"
+    params = read_json(file)
     for field in ("dim", "n_layers", "n_heads", "norm_eps"):
-        if not isinstance(params.get(field), int | float):
-            raise UserError(
-                f"{directory / 'params.json'}: {field} is {params.get(field)!r}, expected a number"
-            )
+        if not isinstance(params.get(field), int | float) or params[field] <= 0:
+            raise UserError(f"{file}: {field} is {params.get(field)!r}, expected a number above 0")
     files = _files(directory)
     found = [pth.read(file) for file in files]
     dim, first = params["dim"], found[0]

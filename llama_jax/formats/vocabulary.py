@@ -39,7 +39,7 @@ def check_size(pieces: int, vocab_size: int, where: str) -> None:
     """Raises UserError if the tokenizer has tokens that the model has no row for."""
     if pieces > vocab_size:
         raise UserError(
-            f"{where}: the tokenizer has {pieces} pieces, but the model {vocab_size} rows; "
+            f"{where} has {pieces} pieces, but the model {vocab_size} rows; "
             "expected the tokenizer that it was trained with"
         )
 
