@@ -1,4 +1,5 @@
 # make train: trains the quickstart. make test: runs every test. Both set themselves up first.
+# make clients: llama.cpp and litgpt, each in an environment of its own, for the tests that want them.
 # make plan-all: compiles the four sizes for their TPU slices, without a TPU.
 # Another Python:  make test PYTHON=python3.13
 # The newest JAX:  make test PYTHON=python3.13 REQUIREMENTS=requirements-current.txt
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(VERSION)
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup train test plan-all lint format clean
+.PHONY: setup train test clients plan-all lint format clean
 
 setup: $(READY)-$(REQUIREMENTS)
 
@@ -52,6 +53,15 @@ train: setup
 
 test: setup $(READY)-requirements-test.txt
 	@$(BIN)/python -m pytest
+
+clients: .venv-llamacpp/ready .venv-litgpt/ready
+
+# By pip, which keeps the wheel that it compiles of llama.cpp: minutes once, then seconds.
+.venv-llamacpp/ready .venv-litgpt/ready: .venv-%/ready: requirements-%.txt
+	@echo "setting up .venv-$*"
+	@$(PYTHON) -m venv --clear .venv-$*
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 plan-all: setup
 	@$(BIN)/python benchmarks/plan_all.py
