@@ -198,6 +198,30 @@ def parser() -> argparse.ArgumentParser:
     v = verb("plot", plot, "draw the loss curves of a run into its loss.png", overrides=False)
     v.add_argument("workdir", metavar="WORKDIR", help="a run, finished or not")
 
+    v = verb("sweep", sweep, "train the experiments of a file, each once")
+    v.add_argument("file", metavar="FILE", help="with get_sweep(), as in experiments/sweeps")
+    v.add_argument("--dry-run", action="store_true", help="only say what it is and what is done")
+    v.add_argument("--slice", metavar="SLICE", help="of --dry-run: estimate time for it")
+    v.add_argument("--price", type=number(float, 0), help="of --slice: of one chip for one hour")
+    v.add_argument(
+        "--workdir", help="a directory or bucket, shared by all machines (default: runs/NAME)"
+    )
+    v.add_argument(
+        "--shard",
+        type=shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="begin with every Nth run from the Ith, then take what the other N-1 machines left",
+    )
+    v.add_argument("--retry", action="store_true", help="try again what failed")
+    v.add_argument(
+        "--expiry",
+        type=number(float, 4),
+        default=60.0,
+        metavar="SECONDS",
+        help="without a sign of life, after which a run is taken over (default: 60)",
+    )
+
     v = verb("fit", fit, "fit scaling laws to a table of runs, three ways", overrides=False)
     v.add_argument("table", type=Path, metavar="RESULTS.csv", help="a row a run, or a row a point")
     v.add_argument("--n", metavar="COLUMN", help="parameters (default: N if there is one)")
@@ -276,6 +300,14 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
 
     parse.__name__ = kind.__name__
     return parse
+
+
+def shard(text: str) -> tuple[int, int]:
+    """1/3 as (0, 3). argparse names the option when it is refused."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N, e.g. 1/3")
+    return int(i) - 1, int(n)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -482,6 +514,38 @@ def plot(args: argparse.Namespace) -> int:
 
     print(plot_losses(epath.Path(args.workdir)))
     return 0
+
+
+def sweep(args: argparse.Namespace) -> int:
+    from etils import epath
+
+    from llama_jax.plan.slices import parse
+    from llama_jax.scaling import board
+    from llama_jax.scaling import sweep as room
+
+    if not args.dry_run and (args.slice or args.price) or args.price and not args.slice:
+        raise UserError("--slice belongs to --dry-run, and --price to --slice")
+    workdir = epath.Path(args.workdir or f"runs/{Path(args.file).stem}")
+    runs = room.load(args.file, args.overrides, workdir)
+    if args.dry_run:
+        board.print_plan(runs, parse(args.slice) if args.slice else None, args.price)
+        return 0
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--workdir: cannot write to {str(workdir)!r}: {e.strerror or e}") from e
+    if args.retry:
+        room.retry(runs)
+    shown = board.Board(runs)
+    try:
+        room.work(runs, workdir, args.shard, args.expiry, shown.update)
+    finally:
+        shown.close()
+    failed = [f"{r.name}: {room.state(r).note}" for r in runs if room.state(r).status == "failed"]
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    print(f"wrote {workdir}/results.csv")
+    return 1 if failed else 0
 
 
 def fit(args: argparse.Namespace) -> int:

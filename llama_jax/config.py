@@ -195,16 +195,8 @@ def load(
     experiment is the default one, and its mesh is said to be for that slice.
     Raises UserError for a file, field or value that cannot be used.
     """
-    if not Path(path).is_file():
-        raise UserError(f"experiment: no file {path!r}; experiments/quickstart.py is one")
-    spec = importlib.util.spec_from_file_location("experiment", path)
-    if spec is None or spec.loader is None:
-        raise UserError(
-            f"experiment: {path!r} is not a Python file; experiments/quickstart.py is one"
-        )
-    module = importlib.util.module_from_spec(spec)
+    module = execute(path)
     try:
-        spec.loader.exec_module(module)
         if slice_name in getattr(module, "SLICES", ()):
             experiment = module.get_experiment(slice_name)
         else:
@@ -222,6 +214,23 @@ def load(
         experiment = override(experiment, text)
     validate(experiment)
     return experiment
+
+
+def execute(path: str) -> types.ModuleType:
+    """The module that the file at `path` is. Raises UserError if it cannot be run."""
+    if not Path(path).is_file():
+        raise UserError(f"experiment: no file {path!r}; experiments/quickstart.py is one")
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    if spec is None or spec.loader is None:
+        raise UserError(
+            f"experiment: {path!r} is not a Python file; experiments/quickstart.py is one"
+        )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
+    return module
 
 
 def override(experiment: Experiment, text: str) -> Experiment:

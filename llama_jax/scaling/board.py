@@ -1,0 +1,223 @@
+"""What a sweep says: the table before it starts, and the live one while it goes."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from llama_jax.config import UserError
+from llama_jax.data import store
+from llama_jax.plan import program, search
+from llama_jax.plan.report import make_plan
+from llama_jax.plan.slices import Slice
+from llama_jax.progress import duration
+from llama_jax.scaling.report import quantity
+from llama_jax.scaling.sweep import Run, State, state
+
+REFRESH_SECONDS = 5.0
+SECONDS_BETWEEN_LINES = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Of a whole run; as intervals (low, high) if there are two estimates."""
+
+    seconds: tuple[float, float]
+    cost: tuple[float, float] | None
+
+
+def on_slice(run: Run, slice: Slice, price: float | None) -> Prediction | None:
+    """By what plan has compiled, else by its arithmetic; None if no mesh of the slice will do."""
+    placed = search.nearest(run.experiment, slice)
+    if placed is None:
+        return None
+    answer = program.cached(placed, slice) if slice.chip.dimensions else None
+    plan = make_plan(run.name, placed, slice, answer, price)
+    if plan.days is None:
+        return None
+    low, high = plan.days
+    return Prediction((low * 86400, high * 86400), plan.cost)
+
+
+def as_before(run: Run, runs: list[Run], states: list[State]) -> Prediction | None:
+    """By the FLOP/s of the sweep's run with the nearest size that has begun, here or elsewhere."""
+    begun = [
+        (abs(other.params - run.params), found.tokens_per_second * other.full_flops / other.tokens)
+        for other, found in zip(runs, states, strict=True)
+        if found.tokens_per_second
+    ]
+    if not begun:
+        return None
+    seconds = run.full_flops / min(begun)[1]
+    return Prediction((seconds, seconds), None)
+
+
+def print_plan(runs: list[Run], slice: Slice | None, price: float | None) -> None:
+    """slice: None predicts by what has run of the sweep. price: of one chip for one hour."""
+    states = [state(run) for run in runs]
+    columns = ["run", "N", "(no emb.)", "D", "D/N", "6ND", "full", "steps", "time"]
+    table = Table(*columns, *(["cost"] if price is not None else []), "state", box=SIMPLE)
+    predictions = [
+        on_slice(run, slice, price) if slice else as_before(run, runs, states) for run in runs
+    ]
+    for run, found, predicted in zip(runs, states, predictions, strict=True):
+        table.add_row(
+            run.name,
+            quantity(run.params),
+            quantity(run.params_without_embeddings),
+            quantity(run.tokens),
+            f"{run.tokens / run.params:.3g}",
+            f"{run.flops:.2e}",
+            f"{run.full_flops:.2e}",
+            f"{run.experiment.run.num_steps:,}",
+            *_time_and_cost([predicted], price),
+            _words(found),
+        )
+    table.add_section()
+    everything = list(range(len(runs)))
+    left = [i for i in everything if states[i].status != "finished"]
+    for label, part in (("all", everything), ("left", left)):
+        table.add_row(
+            f"{label}: {len(part)} runs",
+            *("", ""),
+            quantity(sum(runs[i].tokens for i in part)),
+            "",
+            f"{sum(runs[i].flops for i in part):.2e}",
+            f"{sum(runs[i].full_flops for i in part):.2e}",
+            f"{sum(runs[i].experiment.run.num_steps for i in part):,}",
+            *_time_and_cost([predictions[i] for i in part], price),
+            _count([states[i] for i in part]),
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 140)  # the table says too much for 80 columns
+    console.print(table)
+    if slice:
+        console.print(f"time and cost: estimates for {slice.name}, one run after another")
+    elif None in predictions:
+        console.print("time: unknown until a run has begun; --slice estimates it for a TPU or GPU")
+    else:
+        console.print(
+            "time: by the tokens/s of the run of nearest size; starting and evaluating come on top"
+        )
+    for text in repeated_text(runs):
+        console.print(f"warning: {text}")
+
+
+def repeated_text(runs: list[Run]) -> Iterator[str]:
+    """Laws hold for a single epoch: which runs read a source more than once, if that is known."""
+    for run in runs:
+        data = run.experiment.data
+        try:
+            index = store.read_index(data)
+        except UserError:  # not prepared, or out of this machine's reach
+            continue
+        epochs = {s: run.tokens * rate / index[s]["train"].num_tokens for s, rate in data.mixture}
+        most = max(epochs, key=lambda source: epochs[source])
+        if epochs[most] > 1:
+            yield f"{run.name} reads {most} {epochs[most]:.1f} times"
+
+
+def _time_and_cost(predicted: list[Prediction | None], price: float | None) -> list[str]:
+    """Cells, of as many runs one after another."""
+    known = [p for p in predicted if p is not None]
+    if len(known) < len(predicted):
+        return ["?"] * (1 if price is None else 2)
+    times = (duration(sum(p.seconds[end] for p in known)) for end in (0, 1))
+    cells = [" to ".join(dict.fromkeys(times))]
+    if price is not None:
+        costs = (f"{sum((p.cost or (0, 0))[end] for p in known):,.2f}" for end in (0, 1))
+        cells.append(" to ".join(dict.fromkeys(costs)))
+    return cells
+
+
+def _words(found: State) -> str:
+    step = f"at step {found.step:,}" if found.step and found.status != "finished" else ""
+    return " ".join(filter(None, (found.status, step, found.note)))
+
+
+def _count(states: list[State]) -> str:
+    kinds = [found.status for found in states]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+
+
+class Board:
+    """The table of all runs, live on a terminal; in a log file a line for each change, and now and
+    then one for the run in hand."""
+
+    def __init__(self, runs: list[Run]):
+        self.runs = runs
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.live = None
+        self.states = [state(run) for run in runs]
+        self.refreshed = self.last_line = time.monotonic()
+        if self.console.is_terminal:
+            self.live = Live(self.table(), console=self.console, auto_refresh=False)
+            self.live.start()
+
+    def update(self, in_hand: Run | None) -> None:
+        now = time.monotonic()
+        if now - self.refreshed < REFRESH_SECONDS:
+            return
+        self.refresh(in_hand)
+
+    def refresh(self, in_hand: Run | None) -> None:
+        self.refreshed = now = time.monotonic()
+        before = self.states
+        # What is finished stays so.
+        self.states = [
+            found if found.status == "finished" else state(run)
+            for run, found in zip(self.runs, before, strict=True)
+        ]
+        if self.live:
+            self.live.update(self.table(), refresh=True)
+            return
+        for run, old, new in zip(self.runs, before, self.states, strict=True):
+            due = run is in_hand and now - self.last_line >= SECONDS_BETWEEN_LINES
+            if old.status != new.status or due:
+                self.console.print(f"{run.name}: {self.progress(run, new)}", markup=False)
+                self.last_line = now
+
+    def progress(self, run: Run, found: State) -> str:
+        figures = [
+            f"{found.step:,}/{run.experiment.run.num_steps:,}",
+            f"loss {found.loss:.4f}" if found.loss is not None else "",
+            f"{found.tokens_per_second:,.0f} tok/s" if found.tokens_per_second else "",
+            found.note,
+        ]
+        return "  ".join(filter(None, (found.status, *figures)))
+
+    def left(self) -> str:
+        """For what is neither finished nor failed, one run after another."""
+        seconds = 0.0
+        for run, found in zip(self.runs, self.states, strict=True):
+            if found.status in ("finished", "failed"):
+                continue
+            predicted = as_before(run, self.runs, self.states)
+            if predicted is None:
+                return "unknown"
+            seconds += predicted.seconds[0] * (1 - found.step / run.experiment.run.num_steps)
+        return duration(seconds)
+
+    def table(self) -> Table:
+        table = Table("run", "N", "D", "step", "loss", "tok/s", "state")
+        for run, found in zip(self.runs, self.states, strict=True):
+            table.add_row(
+                run.name,
+                quantity(run.params),
+                quantity(run.tokens),
+                f"{found.step:,}/{run.experiment.run.num_steps:,}",
+                "" if found.loss is None else f"{found.loss:.4f}",
+                f"{found.tokens_per_second:,.0f}" if found.tokens_per_second else "",
+                " ".join(filter(None, (found.status, found.note))),
+            )
+        table.caption = f"{_count(self.states)}; left: {self.left()}"
+        return table
+
+    def close(self) -> None:
+        self.refresh(None)
+        if self.live:
+            self.live.stop()

@@ -1,0 +1,53 @@
+"""What the experiments of a sweep have in common: schedules matched to their length, sizes.
+
+Hoffmann et al., arXiv 2203.15556: a cosine that is longer than the run by a quarter shows in the
+loss (figure A1), so that only the end of a run whose cosine ends there counts.
+"""
+
+import dataclasses
+
+from llama_jax.config import Experiment, ModelConfig
+from llama_jax.flops import num_params
+
+WARMUP_SHARE = 0.05  # of the steps
+
+# Layers, width and heads of some of Hoffmann's models (Table A9), which count 32k embeddings once.
+LADDER = {
+    "44M": (8, 512, 8),
+    "74M": (10, 640, 10),
+    "117M": (12, 768, 12),
+    "175M": (14, 896, 14),
+    "251M": (16, 1024, 16),
+    "425M": (18, 1280, 10),
+    "632M": (19, 1536, 12),
+    "893M": (20, 1792, 14),
+    "1266M": (22, 2048, 16),
+    "1731M": (24, 2304, 18),
+    "2639M": (30, 2560, 20),
+    "4516M": (36, 3072, 24),
+    "6796M": (40, 3584, 28),
+    "9293M": (42, 4096, 32),
+    "12569M": (47, 4608, 36),
+}
+
+
+def matched(base: Experiment, model: ModelConfig, tokens: float, evaluations: int) -> Experiment:
+    """base with another model, trained on `tokens` to the next step, its cosine ending there.
+
+    The held-out loss is taken, and a checkpoint written, at `evaluations` evenly spaced steps.
+    """
+    steps = max(2, round(tokens / (base.data.batch_size * base.data.seq_len)))
+    every = -(-steps // evaluations)
+    return dataclasses.replace(
+        base,
+        model=model,
+        optimizer=dataclasses.replace(base.optimizer, warmup_steps=int(WARMUP_SHARE * steps)),
+        run=dataclasses.replace(
+            base.run, num_steps=steps, eval_every=every, checkpoint_every=every
+        ),
+    )
+
+
+def tokens_for(model: ModelConfig, flops: float) -> float:
+    """D of C = 6ND, embeddings counted."""
+    return flops / (6 * num_params(model))

@@ -1,0 +1,273 @@
+"""A sweep: the experiments of a file, each trained once, and the table of their losses.
+
+    WORKDIR/HASH/         the workdir of the experiment with that hash, as of llama-jax train
+    WORKDIR/HASH/*.claim  who trains it now, see claims.py
+    WORKDIR/HASH/finished.json, failed.json, log.txt
+    WORKDIR/results.csv   a row for each evaluation of each finished experiment
+
+Every process that shares a sweep finds all it has to know in these files.
+"""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import secrets
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from etils import epath
+
+from llama_jax import config
+from llama_jax.config import Experiment, UserError
+from llama_jax.data import store
+from llama_jax.flops import model_flops_per_token, num_params
+from llama_jax.metrics import metrics_path, read_metrics
+from llama_jax.scaling import claims, worker
+
+FAILED = "failed.json"  # in the directory of a run that ended before its end
+POLL_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One experiment of a sweep."""
+
+    name: str
+    experiment: Experiment
+    directory: epath.Path  # its name is the experiment's hash
+
+    @property
+    def params(self) -> int:
+        return num_params(self.experiment.model)
+
+    @property
+    def params_without_embeddings(self) -> int:
+        model = self.experiment.model
+        tables = 1 if model.tie_embeddings else 2
+        return self.params - tables * model.vocab_size * model.embed_dim
+
+    @property
+    def tokens(self) -> int:
+        data = self.experiment.data
+        return self.experiment.run.num_steps * data.batch_size * data.seq_len
+
+    @property
+    def flops(self) -> int:
+        """6ND, with embeddings."""
+        return 6 * self.params * self.tokens
+
+    @property
+    def full_flops(self) -> int:
+        """By the full count: attention, and of the embeddings only what is multiplied."""
+        data = self.experiment.data
+        return model_flops_per_token(self.experiment.model, data.seq_len) * self.tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """status: waiting, running, unfinished (nobody works on it), failed or finished."""
+
+    status: str
+    step: int = 0
+    loss: float | None = None  # the newest held-out one, or else the newest of training
+    tokens_per_second: float | None = None
+    note: str = ""  # who runs it, or why it failed
+
+
+def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
+    """The validated experiments that get_sweep() of the file at `path` returns, by name.
+
+    overrides: "section.field=value" strings, for every one. Raises UserError.
+    """
+    module = config.execute(path)
+    try:
+        found = module.get_sweep()
+    except Exception as e:
+        raise UserError(f"sweep: {path}: {type(e).__name__}: {e}") from e
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"sweep: get_sweep() of {path} must return a dict of Experiments")
+    runs: dict[str, Run] = {}
+    for name, experiment in found.items():
+        if not isinstance(experiment, Experiment):
+            raise UserError(f"sweep: {path}: {name!r} is a {type(experiment).__name__}")
+        try:
+            for text in overrides:
+                experiment = config.override(experiment, text)
+            config.validate(experiment)
+        except UserError as e:
+            raise UserError(f"sweep: {path}: {name}: {e}") from e
+        digest = config_hash(experiment)
+        if digest in runs:
+            raise UserError(f"sweep: {path}: {name} and {runs[digest].name} are the same")
+        runs[digest] = Run(name, experiment, workdir / digest)
+    return list(runs.values())
+
+
+def config_hash(experiment: Experiment) -> str:
+    """12 digits that stand for every field of it."""
+    return hashlib.sha256(config.to_json(experiment).encode()).hexdigest()[:12]
+
+
+def finished(run: Run) -> bool:
+    return (run.directory / worker.FINISHED).exists()
+
+
+def state(run: Run) -> State:
+    rows = _metrics(run)
+    known = {}
+    if rows:
+        training = [row for row in rows if "loss" in row]
+        held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
+        known = {
+            "step": rows[-1]["step"],
+            "loss": held_out[-1] if held_out else training[-1]["loss"],
+            "tokens_per_second": statistics.median(row["tokens_per_second"] for row in training),
+        }
+    if finished(run):
+        return State("finished", **known)
+    living = claims.living(claims.claims(run.directory), time.time())
+    if living:
+        return State("running", **known, note=living[0].owner)
+    if (run.directory / FAILED).exists():
+        return State("failed", **known, note=_reason(run))
+    return State("unfinished" if rows else "waiting", **known)
+
+
+def _metrics(run: Run) -> list[dict]:
+    return read_metrics(run.directory) if metrics_path(run.directory).exists() else []
+
+
+def _reason(run: Run) -> str:
+    return json.loads((run.directory / FAILED).read_text())["reason"]
+
+
+# The work
+
+
+def work(
+    runs: list[Run],
+    workdir: epath.Path,
+    shard: tuple[int, int],
+    expiry: float,
+    watch: Callable[[Run | None], None],
+) -> None:
+    """Trains all that is neither finished nor failed, one at a time; waits for what others train.
+
+    shard: (i, n) begins with every nth run from the ith, so that machines rarely want the same.
+    expiry: of claims, in seconds. watch: called again and again with the run in hand, if any.
+    """
+    _prepare(runs, workdir, expiry, watch)
+    write_results(runs, workdir)
+    i, n = shard
+    order = runs[i::n] + [run for k, run in enumerate(runs) if k % n != i]
+    while left := [r for r in order if not finished(r) and not (r.directory / FAILED).exists()]:
+        if not any(_train(run, runs, workdir, expiry, watch) for run in left):
+            watch(None)
+            time.sleep(POLL_SECONDS)
+
+
+def retry(runs: list[Run]) -> None:
+    """Forgets what failed."""
+    for run in runs:
+        (run.directory / FAILED).unlink(missing_ok=True)
+
+
+def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, watch) -> None:
+    """Token stores that are missing. Raises UserError if one cannot be made."""
+    for run in runs:
+        while not store.exists(run.experiment.data):
+            wait = functools.partial(watch, None)
+            reason = _claimed(run, workdir / "prepare", expiry, wait, to_prepare=True)
+            if reason:
+                raise UserError(f"sweep: {run.name}: its token store cannot be made: {reason}")
+
+
+def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, watch) -> bool:
+    """Whether there was something to do, and it was not another's."""
+    wait = functools.partial(watch, run)
+    reason = _claimed(run, run.directory, expiry, wait, to_prepare=False)
+    if reason is None:
+        return False
+    if reason:
+        unfinished = run.directory / f"{FAILED}.tmp"
+        unfinished.write_text(json.dumps({"reason": reason}))
+        unfinished.replace(run.directory / FAILED)
+    write_results(runs, workdir)
+    return True
+
+
+def _claimed(
+    run: Run, directory: epath.Path, expiry: float, wait: Callable[[], None], to_prepare: bool
+) -> str | None:
+    """Why the work failed, empty if it did not; None if it is not ours to do."""
+    claimed = time.monotonic()
+    claim = claims.acquire(directory, expiry)
+    if claim is None:
+        wait()
+        time.sleep(POLL_SECONDS * secrets.randbelow(100) / 100)  # out of step with the others
+        return None
+    try:
+        if store.exists(run.experiment.data) if to_prepare else finished(run):
+            return None
+        return worker.run(run.experiment, claim, claimed, to_prepare, wait)
+    finally:
+        claim.release()
+
+
+# What came of it
+
+
+def rows(run: Run) -> list[dict]:
+    """A row for each evaluation of a finished run, by column."""
+    record = json.loads((run.directory / worker.FINISHED).read_text())
+    found, rates = [], []
+    share = 1 / run.experiment.run.num_steps
+    for row in _metrics(run):
+        if "tokens_per_second" in row:
+            rates.append(row["tokens_per_second"])
+        if "validation_loss" not in row:
+            continue
+        by_source = {
+            f"loss/{source}": row[f"validation_loss/{source}"]
+            for source, _ in run.experiment.data.mixture
+        }
+        done = row["step"] * share
+        found.append(
+            {
+                "run": run.name,
+                "config": run.directory.name,
+                "step": row["step"],
+                "N": run.params,
+                "N_without_embeddings": run.params_without_embeddings,
+                "D": row["tokens"],
+                "C": round(run.flops * done),
+                "C_full": round(run.full_flops * done),
+                "loss": row["validation_loss"],
+                **by_source,
+                "tokens_per_second": round(statistics.median(rates), 1),
+                "date": record["date"],
+                "git": record["git"],
+            }
+        )
+    return found
+
+
+def write_results(runs: list[Run], workdir: epath.Path) -> None:
+    """results.csv anew, of all that is finished."""
+    written = None
+    # Another process may finish a run, and write, between our reading and our writing.
+    while written != (done := [run for run in runs if finished(run)]):
+        table = [row for run in done for row in rows(run)]
+        columns = list(dict.fromkeys(name for row in table for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+        unfinished = workdir / f"results_{secrets.token_hex(4)}.tmp"
+        unfinished.write_text(text.getvalue())
+        unfinished.replace(workdir / "results.csv")
+        written = done

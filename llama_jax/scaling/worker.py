@@ -1,0 +1,115 @@
+"""One run of a sweep, in a process of its own: python -m llama_jax.scaling.worker < request.
+
+It holds its parent's claim on the directory, and so ends when it loses that, or its parent.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from etils import epath
+
+from llama_jax import config
+from llama_jax.config import Experiment
+from llama_jax.scaling import claims
+from llama_jax.scaling.claims import Claim
+
+FINISHED = "finished.json"  # in the directory of a run that is trained to its end
+SECONDS_BETWEEN = 1.0
+
+
+def run(
+    experiment: Experiment,
+    claim: Claim,
+    claimed: float,
+    to_prepare: bool,
+    wait: Callable[[], None],
+) -> str | None:
+    """Trains in the claim's directory, or prepares the experiment's token store: why that failed,
+    empty if it did not, None if the claim was lost. What it printed goes to log.txt there.
+
+    claimed: time.monotonic() before the claim was written. wait: called every SECONDS_BETWEEN.
+    """
+    request = {
+        "experiment": config.to_json(experiment),
+        "claim": str(claim.path),
+        "claimed": claimed,
+        "parent": os.getpid(),
+        "to_prepare": to_prepare,
+    }
+    command = [sys.executable, "-m", "llama_jax.scaling.worker"]
+    with (
+        tempfile.TemporaryFile("w+") as stdin,
+        tempfile.TemporaryFile("w+", errors="replace") as log,
+    ):
+        json.dump(request, stdin)
+        stdin.seek(0)
+        child = subprocess.Popen(command, stdin=stdin, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            while child.poll() is None:
+                wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(SECONDS_BETWEEN)
+        finally:
+            child.kill()
+            child.wait()
+            log.seek(0)
+            printed = log.read()
+            (claim.path.parent / "log.txt").write_text(printed)
+    if child.returncode == claims.LOST:
+        return None
+    if child.returncode < 0:
+        return f"ended by {signal.Signals(-child.returncode).name}"
+    lines = printed.strip().splitlines() or [f"exit status {child.returncode}"]
+    return lines[-1] if child.returncode else ""
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    experiment = config.from_json(request["experiment"])
+    claim = Claim(epath.Path(request["claim"]))
+    arguments = (claim, request["claimed"], request["parent"])
+    threading.Thread(target=claims.hold, args=arguments, daemon=True).start()
+    if request["to_prepare"]:
+        from llama_jax.data.prepare import prepare
+
+        prepare(experiment.data, num_workers=1)
+        return
+    from llama_jax.train import train
+
+    directory = claim.path.parent
+    began = time.monotonic()
+    train(experiment, directory, accept_changes=False)
+    unfinished = directory / f"{FINISHED}.tmp"
+    record = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "git": revision(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    unfinished.write_text(json.dumps(record))
+    unfinished.replace(directory / FINISHED)
+
+
+def revision() -> str:
+    """Of the git checkout that this code is from, with + if it was changed since; empty if none."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
