@@ -168,14 +168,12 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument(
         "--shard-size",
         type=number(float, 1e-6),
-        default=5.0,
         metavar="GB",
         help="of hf: a file's size at the most, or one tensor (default: 5)",
     )
     v.add_argument(
         "--shards",
         type=int,
-        default=1,
         choices=(1, 2, 4, 8),
         help="of meta: files to split each matrix over (default: 1)",
     )
@@ -479,6 +477,10 @@ def export(args: argparse.Namespace) -> int:
     from llama_jax.formats import exporter
     from llama_jax.formats.weights import Checkpoint
 
+    options = (("--shard-size", args.shard_size, "hf"), ("--shards", args.shards, "meta"))
+    for option, value, to in options:
+        if value is not None and args.to != to:
+            raise UserError(f"{option} belongs to --to {to}; got --to {args.to}")
     workdir, step, experiment = _open_run(args)
     try:
         manifest = exporter.export(
@@ -486,8 +488,8 @@ def export(args: argparse.Namespace) -> int:
             args.out,
             args.to,
             args.type,
-            shard_bytes=round(args.shard_size * 1e9),
-            shards=args.shards,
+            shard_bytes=round((args.shard_size or 5.0) * 1e9),
+            shards=args.shards or 1,
             verify=not args.no_verify,
         )
     except exporter.WrongExport as e:

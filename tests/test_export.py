@@ -439,6 +439,10 @@ def test_what_cannot_be_exported_is_said_in_a_line(runs, tmp_path, monkeypatch):
         assert "\n" not in str(e.value) and not list(tmp_path.glob("out*"))
 
     refused("--type: got q8_0 for hf, expected one of f32, bf16, f16", "hf", "q8_0")
+    command = ("export", runs / "gqa", "--to", "hf", "--out", tmp_path / "out", "--shards", 4)
+    args = cli.parser().parse_args([*map(str, command)])
+    with pytest.raises(UserError, match="--shards belongs to --to meta; got --to hf"):
+        args.run(args)
     large = dataclasses.replace(GQA, init_std=60_000.0)
     save_random(large, tmp_path / "large")
     refused("--type: .*layers/.* has a value beyond .* of f16", "hf", "f16", tmp_path / "large")
