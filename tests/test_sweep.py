@@ -2,6 +2,7 @@
 
 import csv
 import os
+import random
 import re
 import signal
 import subprocess
@@ -176,7 +177,7 @@ def test_one_at_a_time_holds_a_claim(tmp_path):
     holders, most, turns = [], [], []
 
     def contend(name: int) -> None:
-        for _ in range(50):
+        while len(turns) < 20:
             claim = claims.acquire(epath.Path(tmp_path), 60)
             if claim is not None:
                 holders.append(name)
@@ -185,13 +186,14 @@ def test_one_at_a_time_holds_a_claim(tmp_path):
                 holders.remove(name)
                 claim.release()
                 turns.append(name)
+            time.sleep(random.uniform(0, 0.02))
 
     threads = [threading.Thread(target=contend, args=(name,)) for name in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert max(most) == 1 and len(turns) >= 8
+    assert max(most) == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -231,12 +233,15 @@ def test_a_holder_ends_when_it_loses_its_claim_its_time_or_its_parent(tmp_path):
     orphan = holder("orphan", parent=1)
     for process in (robbed, frozen, well):
         assert process.poll() is None
-    claim("robbed").unlink()
+    path = claim("robbed")
     claim("frozen")
     frozen.send_signal(signal.SIGSTOP)
     before = os.stat(claim("well")).st_mtime_ns
     time.sleep(3.5)
     frozen.send_signal(signal.SIGCONT)
+    while robbed.poll() is None:  # once may be just before it renews
+        path.unlink(missing_ok=True)
+        time.sleep(0.1)
     for process in (robbed, frozen, orphan):
         assert process.wait(timeout=60) == claims.LOST
     assert well.poll() is None and os.stat(claim("well")).st_mtime_ns > before

@@ -9,12 +9,14 @@ process that died, and is cleared away. Ages are differences of times that the f
 gave, so that no clocks have to agree. A holder that comes too late to renew ends, see `hold`.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import os
 import secrets
 import socket
 import time
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -41,6 +43,17 @@ class Claim:
 
     def release(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(directory: epath.Path, expiry: float) -> Iterator[Claim | None]:
+    """As acquire; releases it at the end."""
+    claim = acquire(directory, expiry)
+    try:
+        yield claim
+    finally:
+        if claim is not None:
+            claim.release()
 
 
 def acquire(directory: epath.Path, expiry: float) -> Claim | None:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import json
+import random
 import secrets
 import statistics
 import time
@@ -116,6 +117,10 @@ def finished(run: Run) -> bool:
     return (run.directory / worker.FINISHED).exists()
 
 
+def failed(run: Run) -> bool:
+    return (run.directory / FAILED).exists()
+
+
 def state(run: Run) -> State:
     rows = _metrics(run)
     known = {}
@@ -132,7 +137,7 @@ def state(run: Run) -> State:
     living = claims.living(claims.claims(run.directory), time.time())
     if living:
         return State("running", **known, note=living[0].owner)
-    if (run.directory / FAILED).exists():
+    if failed(run):
         return State("failed", **known, note=_reason(run))
     return State("unfinished" if rows else "waiting", **known)
 
@@ -164,10 +169,9 @@ def work(
     write_results(runs, workdir)
     i, n = shard
     order = runs[i::n] + [run for k, run in enumerate(runs) if k % n != i]
-    while left := [r for r in order if not finished(r) and not (r.directory / FAILED).exists()]:
+    while left := [run for run in order if not finished(run) and not failed(run)]:
         if not any(_train(run, runs, workdir, expiry, watch) for run in left):
-            watch(None)
-            time.sleep(POLL_SECONDS)
+            _wait(watch)
 
 
 def retry(runs: list[Run]) -> None:
@@ -180,42 +184,38 @@ def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, watch) -> None
     """Token stores that are missing. Raises UserError if one cannot be made."""
     for run in runs:
         while not store.exists(run.experiment.data):
-            wait = functools.partial(watch, None)
-            reason = _claimed(run, workdir / "prepare", expiry, wait, to_prepare=True)
-            if reason:
-                raise UserError(f"sweep: {run.name}: its token store cannot be made: {reason}")
+            claimed = time.monotonic()
+            with claims.held(workdir / "prepare", expiry) as claim:
+                if claim is not None and not store.exists(run.experiment.data):
+                    wait = functools.partial(watch, None)
+                    reason = worker.run(run.experiment, claim, claimed, True, wait)
+                    if reason:
+                        raise UserError(f"sweep: {run.name}: no token store: {reason}")
+            _wait(watch)
 
 
 def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, watch) -> bool:
-    """Whether there was something to do, and it was not another's."""
-    wait = functools.partial(watch, run)
-    reason = _claimed(run, run.directory, expiry, wait, to_prepare=False)
-    if reason is None:
-        return False
-    if reason:
-        unfinished = run.directory / f"{FAILED}.tmp"
-        unfinished.write_text(json.dumps({"reason": reason}))
-        unfinished.replace(run.directory / FAILED)
+    """Whether it was ours to do, and came to an end."""
+    claimed = time.monotonic()
+    with claims.held(run.directory, expiry) as claim:
+        if claim is None or finished(run) or failed(run):
+            return False
+        wait = functools.partial(watch, run)
+        reason = worker.run(run.experiment, claim, claimed, False, wait)
+        if reason is None:
+            return False
+        if reason:
+            unfinished = run.directory / f"{FAILED}.tmp"
+            unfinished.write_text(json.dumps({"reason": reason}))
+            unfinished.replace(run.directory / FAILED)
     write_results(runs, workdir)
     return True
 
 
-def _claimed(
-    run: Run, directory: epath.Path, expiry: float, wait: Callable[[], None], to_prepare: bool
-) -> str | None:
-    """Why the work failed, empty if it did not; None if it is not ours to do."""
-    claimed = time.monotonic()
-    claim = claims.acquire(directory, expiry)
-    if claim is None:
-        wait()
-        time.sleep(POLL_SECONDS * secrets.randbelow(100) / 100)  # out of step with the others
-        return None
-    try:
-        if store.exists(run.experiment.data) if to_prepare else finished(run):
-            return None
-        return worker.run(run.experiment, claim, claimed, to_prepare, wait)
-    finally:
-        claim.release()
+def _wait(watch) -> None:
+    """For others; not in step with them."""
+    watch(None)
+    time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
 
 
 # What came of it
