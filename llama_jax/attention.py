@@ -136,23 +136,30 @@ def reference(q_BTGRK, k_BTGK, v_BTGK, segments_BT):
     return checkpoint_name(jnp.concatenate(blocks, axis=1), "context")
 
 
-KVCache = tuple[jax.Array, jax.Array]
+KVCache = tuple[jax.Array, jax.Array]  # k_NCK and v_NKC: what attention sums over is last
 
 
 def new_cache(cfg: ModelConfig, batch_size: int, length: int) -> KVCache:
-    """Zeros for the keys and values of all layers, each [layers, B, C, G, K]."""
-    shape = (cfg.num_layers, batch_size, length, cfg.kv_heads, cfg.head_dim)
-    spec = activation_spec("LBCGK")
-    keys = jnp.zeros(shape, cfg.compute_dtype, out_sharding=spec)
-    return keys, jnp.zeros_like(keys)
+    """Zeros for the keys and values of one layer, in cfg.compute_dtype. N is rows times heads."""
+    N, C, K = batch_size * cfg.kv_heads, length, cfg.head_dim
+    spec = activation_spec("NCK")  # and of NKC
+    k_NCK = jnp.zeros((N, C, K), cfg.compute_dtype, out_sharding=spec)
+    return k_NCK, jnp.zeros((N, K, C), cfg.compute_dtype, out_sharding=spec)
 
 
-def attend_to_cache(start: jax.Array, cache: KVCache, q_BTGRK, k_BTGK, v_BTGK):
-    """(output, cache). The T new keys and values go to `start`; a token sees all up to its own."""
-    k_BCGK, v_BCGK = (
-        jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
-        for old, new in zip(cache, (k_BTGK, v_BTGK), strict=True)
-    )
-    T, C = k_BTGK.shape[1], k_BCGK.shape[1]
-    mask_TC = jnp.arange(C)[None] <= (start + jnp.arange(T))[:, None]
-    return attend(q_BTGRK, k_BCGK, v_BCGK, mask_TC[None]), (k_BCGK, v_BCGK)
+def attend_to_cache(start, mask_BTC, cache: KVCache, q_BTGRK, k_BTGK, v_BTGK):
+    """(output, cache) of a device's rows and heads. The T new keys and values go to `start`; a
+    token sees the keys that mask_BTC allows. Logits and softmax in fp32."""
+    B, T, G, R, K = q_BTGRK.shape
+    k_NTK = jnp.einsum("BTGK->BGTK", k_BTGK).reshape(B * G, T, K)
+    v_NKT = jnp.einsum("BTGK->BGKT", v_BTGK).reshape(B * G, K, T)
+    # The barrier, and that rows and heads are one axis, keep XLA:CPU from copying the whole cache.
+    k_NTK, v_NKT = jax.lax.optimization_barrier((k_NTK, v_NKT))
+    k_NCK = jax.lax.dynamic_update_slice_in_dim(cache[0], k_NTK, start, axis=1)
+    v_NKC = jax.lax.dynamic_update_slice_in_dim(cache[1], v_NKT, start, axis=2)
+    q_NRTK = jnp.einsum("BTGRK->BGRTK", q_BTGRK).reshape(B * G, R, T, K)
+    logits_NRTC = jnp.einsum("NRTK,NCK->NRTC", q_NRTK, k_NCK, preferred_element_type=jnp.float32)
+    mask_NRTC = jnp.repeat(mask_BTC, G, axis=0)[:, None]
+    weights_NRTC = jax.nn.softmax(jnp.where(mask_NRTC, logits_NRTC, MASKED)).astype(v_NKC.dtype)
+    out_NRTK = jnp.einsum("NRTC,NKC->NRTK", weights_NRTC, v_NKC)
+    return jnp.einsum("BGRTK->BTGRK", out_NRTK.reshape(B, G, R, T, K)), (k_NCK, v_NKC)

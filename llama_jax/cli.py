@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,21 @@ def parser() -> argparse.ArgumentParser:
         workdir=True,
     )
 
-    v = verb("sample", sample, "continue prompts with a trained model", workdir=True)
+    v = verb("sample", sample, "continue prompts with a trained or another framework's model")
+    v.add_argument(
+        "workdir",
+        metavar="WORKDIR[@STEP]",
+        nargs="?",
+        help="a run; its newest checkpoint unless @STEP",
+    )
+    v.add_argument(
+        "--from",
+        dest="source",
+        metavar="SOURCE",
+        type=Path,
+        help="instead of a run, what import takes, through a temporary directory",
+    )
+    v.add_argument("--tokenizer", type=Path, help="of --from, where none comes with it")
     v.add_argument(
         "--prompt", action="append", required=True, help="text to continue; may be repeated"
     )
@@ -154,7 +169,26 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument(
         "--top-p", type=number(float, 0, 1), default=0.95, help="nucleus (default: 0.95)"
     )
+    v.add_argument("--top-k", type=number(int, 1), help="draw from the likeliest (default: all)")
     v.add_argument("--seed", type=number(int, 0), default=0, help="of the draw (default: 0)")
+    v.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        type=some_text,
+        help="end a continuation before this text; may be repeated",
+    )
+    v.add_argument(
+        "--int8",
+        action="store_true",
+        help="hold the matrices in eight bits, and say what it costs in perplexity",
+    )
+    v.add_argument(
+        "--format",
+        choices=("text", "jsonl"),
+        default="text",
+        help="text as it comes, or one JSON object a prompt (default: text)",
+    )
 
     v = verb("export", export, "write a model in another framework's format", workdir=True)
     v.add_argument("--to", required=True, choices=("hf", "meta", "gguf", "litgpt"))
@@ -308,6 +342,12 @@ def shard(text: str) -> tuple[int, int]:
     return int(i) - 1, int(n)
 
 
+def some_text(given: str) -> str:
+    if not given:
+        raise argparse.ArgumentTypeError("got no text, expected a character at the least")
+    return given
+
+
 def train(args: argparse.Namespace) -> int:
     experiment = config.load(args.experiment, args.overrides, args.slice)
     workdir = args.workdir or f"runs/{Path(args.experiment).stem}"
@@ -450,26 +490,57 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def sample(args: argparse.Namespace) -> int:
+    if (args.workdir is None) == (args.source is None):
+        raise UserError("expected either WORKDIR or --from SOURCE")
+    if args.source is None:
+        return _sample_run(args)
+    from llama_jax.formats.importer import import_model
+
+    with tempfile.TemporaryDirectory() as directory:
+        args.workdir = f"{directory}/imported"
+        experiment = import_model(args.source, Path(args.workdir), args.tokenizer)
+        if not Path(experiment.data.tokenizer).exists():
+            raise UserError(f"--from {args.source}: comes without a tokenizer; give --tokenizer")
+        return _sample_run(args)
+
+
+def _sample_run(args: argparse.Namespace) -> int:
     import jax
 
     from llama_jax import checkpoint
+    from llama_jax.completion import complete, print_jsonl, print_text
     from llama_jax.data import tokenizer as room
-    from llama_jax.sample import continue_prompts
+    from llama_jax.decoder import lay_out, mesh_for
+    from llama_jax.evaluation.int8 import held_out_rows, perplexity
+    from llama_jax.sample import Sampling
     from llama_jax.sharding import make_mesh
 
     workdir, step, experiment = _open_run(args)
     vocabulary = room.load(experiment.data.tokenizer)
-    prompts = [[vocabulary.bos_id(), *vocabulary.encode(prompt)] for prompt in args.prompt]
-    with jax.set_mesh(make_mesh(experiment.mesh, jax.devices())):
+    sampling = Sampling(
+        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
+    )
+    mesh, devices = mesh_for(experiment.model, jax.device_count()), jax.devices()
+    if any(text.startswith("mesh.") for text in args.overrides):
+        mesh = experiment.mesh
+    else:
+        devices = devices[: mesh.fsdp * mesh.tensor]
+    with jax.set_mesh(make_mesh(mesh, devices)):
         model = checkpoint.restore_model(workdir, step, experiment)
-        rows = continue_prompts(
-            model, prompts, args.max_tokens, args.temperature, args.top_p, args.seed
-        )
-    for row in rows:
-        end = row.index(vocabulary.eos_id()) if vocabulary.eos_id() in row else len(row)
-        # A model may have more rows than the tokenizer has pieces.
-        known = [token for token in row[:end] if token < vocabulary.vocab_size()]
-        print(vocabulary.decode(known), end="\n\n")
+        decoder = lay_out(model)
+        if args.int8:
+            rows = held_out_rows(vocabulary)
+            before = perplexity(decoder, rows)
+            decoder = lay_out(model, int8=True)
+            after = perplexity(decoder, rows)
+            print(
+                f"int8: perplexity {before:.3f} -> {after:.3f} ({after / before - 1:+.2%}) on "
+                f"{rows.size:,} tokens of held-out text",
+                file=sys.stderr,
+            )
+        del model
+        printer = print_jsonl if args.format == "jsonl" else print_text
+        printer(complete(decoder, vocabulary, args.prompt, args.max_tokens, sampling, args.stop))
     return 0
 
 

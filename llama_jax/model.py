@@ -5,8 +5,6 @@ suffixes leave it out.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
-from llama_jax.attention import KVCache, attend_to_cache, attend_within_documents
+from llama_jax.attention import attend_within_documents
 from llama_jax.config import REMAT_POLICIES, ModelConfig
 from llama_jax.sharding import activation_spec, einsum, gather, param_spec, reduce_scatter, take
 
@@ -76,13 +74,13 @@ class Attention(nnx.Module):
         q_BTGRK = rotate(einsum("BTD,DGRK->BTGRK", x_BTD, self.wq_DGRK[...]), rotation, scale)
         k_BTGK = rotate(einsum("BTD,DGK->BTGK", x_BTD, self.wk_DGK[...]), rotation)
         v_BTGK = einsum("BTD,DGK->BTGK", x_BTD, self.wv_DGK[...])
-        context_BTGRK, cache = attend(
+        context_BTGRK = attend(
             checkpoint_name(q_BTGRK, "query"),
             checkpoint_name(k_BTGK, "key"),
             checkpoint_name(v_BTGK, "value"),
         )
         out_BTD = einsum("BTGRK,GRKD->BTD", context_BTGRK, self.wo_GRKD[...], out)
-        return checkpoint_name(out_BTD, "out"), cache
+        return checkpoint_name(out_BTD, "out")
 
 
 @jax.custom_vjp
@@ -171,11 +169,10 @@ class Block(nnx.Module):
         split, whole = jax.typeof(x_BTD).sharding.spec, activation_spec("BTD")
         with jax.named_scope("attention"):
             normed_BTD = reshard(self.attn_norm(x_BTD), whole)
-            mixed_BTD, cache = self.attn(normed_BTD, rotation, attend, split)
-            x_BTD += mixed_BTD
+            x_BTD += self.attn(normed_BTD, rotation, attend, split)
         with jax.named_scope("mlp"):
             x_BTD += self.mlp(reshard(self.mlp_norm(x_BTD), whole), split)
-        return x_BTD, cache
+        return x_BTD
 
 
 class Llama(nnx.Module):
@@ -191,17 +188,24 @@ class Llama(nnx.Module):
     def head_DV(self) -> jax.Array:
         return self.embed_VD[...].T if self.cfg.tie_embeddings else self.lm_head_DV[...]
 
-    def _hidden(self, tokens_BT, positions_BT, attend: Callable, caches: Any):
-        """What every pass shares. attend: (one layer's cache, q, k, v) -> (output, new cache)."""
+    def hidden(self, tokens_BT, segments_BT, positions_BT) -> jax.Array:
+        """x_BTD, the output of the final norm, for packed rows of int32 documents.
+
+        segments_BT: the document a token is of; positions_BT: its place in that document.
+        """
         with jax.named_scope("embedding"):
             x_BTD = lookup(self.embed_VD[...], tokens_BT)
-        positions_BT = reshard(positions_BT, activation_spec("BT"))
+        segments_BT, positions_BT = (
+            reshard(x_BT, activation_spec("BT")) for x_BT in (segments_BT, positions_BT)
+        )
         rotation = rotation_of(positions_BT, self.cfg.head_dim, self.cfg.rope_theta)
 
-        def block(x_BTD, layer_and_cache):
-            layer, cache = layer_and_cache
+        def attend(q_BTGRK, k_BTGK, v_BTGK):
+            return attend_within_documents(self.cfg, q_BTGRK, k_BTGK, v_BTGK, segments_BT)
+
+        def block(x_BTD, layer):
             x_BTD = checkpoint_name(x_BTD, "residual")
-            return layer(x_BTD, rotation, partial(attend, cache))
+            return layer(x_BTD, rotation, attend), None
 
         if self.cfg.remat != "everything":
             remat = REMAT_POLICIES[self.cfg.remat]
@@ -212,32 +216,10 @@ class Llama(nnx.Module):
                 offload_dst="pinned_host",
             )
             block = jax.checkpoint(block, policy=policy, prevent_cse=False)
-        x_BTD, caches = jax.lax.scan(block, x_BTD, (self.layers, caches))
-        return reshard(self.final_norm(x_BTD), activation_spec("BTD")), caches
-
-    def hidden(self, tokens_BT, segments_BT, positions_BT) -> jax.Array:
-        """x_BTD, the output of the final norm, for packed rows of int32 documents.
-
-        segments_BT: the document a token is of; positions_BT: its place in that document.
-        """
-        segments_BT = reshard(segments_BT, activation_spec("BT"))
-
-        def attend(_, q_BTGRK, k_BTGK, v_BTGK):
-            return attend_within_documents(self.cfg, q_BTGRK, k_BTGK, v_BTGK, segments_BT), None
-
-        return self._hidden(tokens_BT, positions_BT, attend, None)[0]
+        x_BTD, _ = jax.lax.scan(block, x_BTD, self.layers)
+        return reshard(self.final_norm(x_BTD), activation_spec("BTD"))
 
     def __call__(self, tokens_BT, segments_BT, positions_BT) -> jax.Array:
         """logits_BTV in fp32 of packed rows, see hidden()."""
         x_BTD = self.hidden(tokens_BT, segments_BT, positions_BT)
         return einsum("BTD,DV->BTV", x_BTD, self.head_DV, dtype=jnp.float32)
-
-    def decode(self, tokens_BT, start: jax.Array, caches: KVCache):
-        """(logits_BTV in fp32, caches) for tokens at places start, start + 1, ... of each row.
-
-        caches: every layer's keys and values so far, [layers, B, C, G, K], see new_cache.
-        """
-        positions_BT = jnp.zeros_like(tokens_BT) + (start + jnp.arange(tokens_BT.shape[1]))[None]
-        attend = partial(attend_to_cache, start)
-        x_BTD, caches = self._hidden(tokens_BT, positions_BT, attend, caches)
-        return einsum("BTD,DV->BTV", x_BTD, self.head_DV, dtype=jnp.float32), caches

@@ -1,79 +1,164 @@
-"""Continues prompts, one token at a time, over a cache of keys and values."""
+"""Continues prompts: which token is drawn, and when a continuation ends."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax.attention import new_cache
-from llama_jax.model import Llama
-from llama_jax.sharding import activation_spec
+from llama_jax.decoder import Decoder, specs_of
+from llama_jax.sharding import ACTIVATION_RULES, activation_spec
 
-NOT_GIVEN = -1  # a place in a prompt array that the model has to fill
+PREFILL = 512  # tokens of each prompt that go through the decoder at once
+CHUNK = 8  # tokens of each row between two looks of the host
+NO_TOKEN = -1
 
 
-def continue_prompts(
-    model: Llama,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is drawn from its logits."""
+
+    temperature: float  # the logits are divided by it; 0 takes the likeliest token
+    top_k: int | None = None  # of these, only the top_k largest are left, and what equals the last
+    top_p: float = 1.0  # of those, only the fewest that hold more than top_p of their softmax
+    seed: int = 0
+
+
+def generate(
+    decoder: Decoder,
     prompts: list[list[int]],
     max_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-) -> list[list[int]]:
-    """Token ids of each prompt with max_tokens more. Prompts need not have the same length.
+    sampling: Sampling,
+    eos_id: int | None = None,
+    ended: Callable[[int, list[int]], bool] = lambda row, tokens: False,
+) -> Iterator[list[list[int]]]:
+    """The continuations so far, time and again, each with up to CHUNK token ids more.
 
-    temperature 0 takes the most likely token; otherwise tokens are drawn from the softmax of
-    logits / temperature, cut to the fewest that hold more than top_p of it.
+    prompts: of one token or more each, and of any lengths. Other prompts of the batch change
+    neither a continuation nor its draws, which follow from the seed and the number of the row.
+    eos_id: ends a row, and is kept. ended(row, tokens) ends it, too, where the host looks.
     """
-    longest = max(map(len, prompts)) + max_tokens
     mesh = jax.sharding.get_mesh()
+    rows = len(prompts)
     ways = mesh.size // mesh.shape["tensor"]
-    rows = -(-len(prompts) // ways) * ways
-    given_BT = np.full((rows, longest), NOT_GIVEN, np.int32)
+    B, T = -(-rows // ways) * ways, max(map(len, prompts))
+    # All prompts end at the same place. Rows that only fill up the mesh are done from the start.
+    tokens_BT, first_B = np.zeros((B, T), np.int32), np.full(B, T - 1, np.int32)
     for row, prompt in enumerate(prompts):
-        given_BT[row, : len(prompt)] = prompt
-    given_BT[len(prompts) :] = given_BT[0]  # rows that only fill up the mesh
-    given_BT = jax.device_put(given_BT, jax.NamedSharding(mesh, activation_spec("BT")))
-    tokens_BT = jax.device_get(_generate(model, given_BT, temperature, top_p, jax.random.key(seed)))
-    return [
-        tokens_BT[row, : len(prompt) + max_tokens].tolist() for row, prompt in enumerate(prompts)
-    ]
+        tokens_BT[row, T - len(prompt) :] = prompt
+        first_B[row] = T - len(prompt)
+    done_B = np.arange(B) >= rows
+
+    def put(x: np.ndarray, dims: str) -> jax.Array:
+        return jax.device_put(x, NamedSharding(mesh, activation_spec(dims)))
+
+    caches = [new_cache(decoder.cfg, B, T + max_tokens) for _ in decoder.layers]
+    firsts_B, logits_BV = put(first_B, "B"), None
+    for start in range(0, T, PREFILL):
+        block_BT = put(tokens_BT[:, start : start + PREFILL], "BT")
+        logits_BV, caches = prefill(decoder, block_BT, firsts_B, start, caches)
+    continuations: list[list[int]] = [[] for _ in prompts]
+    numbers_B = put(np.arange(B, dtype=np.int32), "B")
+    for start in range(T, T + max_tokens, CHUNK):
+        stop = min(start + CHUNK, T + max_tokens)
+        eos = NO_TOKEN if eos_id is None else eos_id
+        drawn_BT, logits_BV, caches = decode(
+            sampling,
+            decoder,
+            start,
+            stop,
+            eos,
+            numbers_B,
+            firsts_B,
+            put(done_B, "B"),
+            logits_BV,
+            caches,
+        )
+        drawn = jax.device_get(drawn_BT)
+        for row, tokens in enumerate(continuations):
+            tokens += [int(token) for token in drawn[row] if token != NO_TOKEN]
+            done_B[row] |= tokens[-1] == eos_id or ended(row, tokens)
+        yield continuations
+        if done_B.all():
+            return
 
 
-@jax.jit
-def _generate(model: Llama, given_BT, temperature, top_p, key):
-    """given_BT with every NOT_GIVEN place filled from the left. Given tokens are fed as they stand,
-    so a row's continuation does not depend on the other rows' lengths."""
-    dtype = jnp.dtype(model.cfg.compute_dtype)
-    model = jax.tree.map(lambda w: w.astype(dtype), model)
-    B, T = given_BT.shape
+@partial(jax.jit, donate_argnames="caches")
+def prefill(decoder: Decoder, tokens_BT, first_B, start, caches):
+    """(logits_BV of the last token, caches) after a block of the prompts."""
 
-    def given_at(place):
-        # Said, because JAX versions differ on how a slice of a single row is sharded.
-        return jax.sharding.reshard(given_BT[:, place], activation_spec("B"))
+    def on_device(decoder, tokens_BT, first_B, start, caches):
+        x_BTD, caches = decoder.hidden(tokens_BT, first_B, start, caches)
+        return decoder.logits(x_BTD[:, -1:])[:, 0], caches
 
-    def step(carry, place):
-        tokens_B, caches = carry
-        logits_BTV, caches = model.decode(tokens_B[:, None], place, caches)
-        drawn_B = choose(logits_BTV[:, 0], temperature, top_p, jax.random.fold_in(key, place))
-        next_B = given_at(place + 1)
-        next_B = jnp.where(next_B == NOT_GIVEN, drawn_B, next_B)
-        return (next_B, caches), next_B
-
-    first_B = given_at(0)
-    _, rest_TB = jax.lax.scan(step, (first_B, new_cache(model.cfg, B, T)), jnp.arange(T - 1))
-    return jnp.concatenate([first_B[:, None], rest_TB.T], axis=1)
+    batch = activation_spec("B")
+    return jax.shard_map(
+        on_device,
+        in_specs=(specs_of(decoder), batch, batch, P(), specs_of(caches)),
+        out_specs=(batch, specs_of(caches)),
+        check_vma=False,
+    )(decoder, tokens_BT, first_B, start, caches)
 
 
-def choose(logits_BV: jax.Array, temperature, top_p, key: jax.Array) -> jax.Array:
-    """One token id per row, see continue_prompts."""
-    logits_BV = jax.sharding.reshard(logits_BV, P(activation_spec("B")[0], None))
-    probs_BV = jax.nn.softmax(logits_BV / jnp.maximum(temperature, 1e-6), axis=-1)
-    sorted_BV = -jnp.sort(-probs_BV, axis=-1)
-    before_BV = jnp.cumsum(sorted_BV, axis=-1) - sorted_BV
-    # Meta's rule: a token is kept while those before it hold no more than top_p.
-    least_B1 = jnp.min(jnp.where(before_BV > top_p, 1.0, sorted_BV), axis=-1, keepdims=True)
-    kept_BV = jnp.where(probs_BV < least_B1, -jnp.inf, jnp.log(probs_BV))
-    drawn_B = jax.random.categorical(key, kept_BV, axis=-1)
-    drawn_B = jax.sharding.reshard(drawn_B, activation_spec("B"))
-    return jnp.where(temperature == 0, jnp.argmax(logits_BV, axis=-1), drawn_B)
+@partial(jax.jit, static_argnames="sampling", donate_argnames=("logits_BV", "caches"))
+def decode(sampling, decoder, start, stop, eos_id, number_B, first_B, done_B, logits_BV, caches):
+    """(int32 [B, CHUNK] token ids, logits_BV, caches): the tokens at places start to stop - 1, with
+    NO_TOKEN after the end of a row. The loop ends with the last row."""
+
+    def on_device(decoder, number_B, first_B, done_B, logits_BV, caches):
+        def step(state):
+            place, _, done_B, drawn_BT, logits_BV, caches = state
+            drawn_B = choose(sampling, logits_BV, number_B, place - first_B)
+            kept_B = jnp.where(done_B, NO_TOKEN, drawn_B)
+            drawn_BT = jax.lax.dynamic_update_slice_in_dim(
+                drawn_BT, kept_B[:, None], place - start, axis=1
+            )
+            done_B |= drawn_B == eos_id
+            # Every device must know, as they all take part in the sums of the next step.
+            going = jax.lax.psum(jnp.sum(~done_B), ACTIVATION_RULES["B"]) > 0
+            x_BTD, caches = decoder.hidden(drawn_B[:, None], first_B, place, caches)
+            return place + 1, going, done_B, drawn_BT, decoder.logits(x_BTD)[:, 0], caches
+
+        drawn_BT = jnp.full((len(done_B), CHUNK), NO_TOKEN)
+        state = (start, True, done_B, drawn_BT, logits_BV, caches)
+        return jax.lax.while_loop(lambda s: s[1] & (s[0] < stop), step, state)[-3:]
+
+    batch = activation_spec("B")
+    return jax.shard_map(
+        on_device,
+        in_specs=(specs_of(decoder), batch, batch, batch, batch, specs_of(caches)),
+        out_specs=(batch, batch, specs_of(caches)),
+        check_vma=False,
+    )(decoder, number_B, first_B, done_B, logits_BV, caches)
+
+
+def choose(sampling: Sampling, logits_BV, number_B, position_B) -> jax.Array:
+    """A token id a row. Its draw depends on the seed, the row's number and the token's position."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = nucleus(sampling, logits_BV / sampling.temperature)
+
+    def draw(number, position, logits_V):
+        key = jax.random.fold_in(jax.random.key(sampling.seed), number)
+        return jax.random.categorical(jax.random.fold_in(key, position), logits_V)
+
+    return jax.vmap(draw)(number_B, position_B, logits_BV).astype(jnp.int32)
+
+
+def nucleus(sampling: Sampling, logits_BV: jax.Array) -> jax.Array:
+    """-inf in place of the logits that top_k and then top_p leave out, by the rule of the
+    reference code of LLaMA: a token is kept while the likelier ones hold no more than top_p."""
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    if sampling.top_k is not None:
+        last_B1 = sorted_BV[:, : sampling.top_k][:, -1:]
+        sorted_BV = jnp.where(sorted_BV < last_B1, -jnp.inf, sorted_BV)
+    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    kept_BV = (before_BV <= sampling.top_p) & (probs_BV > 0)
+    least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)

@@ -3,6 +3,7 @@
 Dimension key (a suffix is the logical shape, whatever the sharding):
     A micro-batches   B batch rows   T time, whole   D embed   V vocabulary   F MLP width
     G key/value heads   R query heads per key/value head   K head dim   C time of the keys
+    N rows times key/value heads
 """
 
 import math
@@ -24,7 +25,13 @@ from llama_jax.config import MeshConfig, UserError
 FSDP = ("ring", "plane", "line")
 MESH_AXES = ("replica", *FSDP, "tensor")
 PARAM_RULES = {"D": FSDP, "G": "tensor", "F": "tensor", "V": "tensor"}
-ACTIVATION_RULES = {"B": ("replica", *FSDP), "G": "tensor", "F": "tensor", "V": "tensor"}
+ACTIVATION_RULES = {
+    "B": ("replica", *FSDP),
+    "G": "tensor",
+    "F": "tensor",
+    "V": "tensor",
+    "N": ("replica", *FSDP, "tensor"),
+}
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:

@@ -12,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from sentencepiece import SentencePieceProcessor
 
 from llama_jax import config
 from llama_jax.config import MeshConfig, ModelConfig
+from llama_jax.decoder import lay_out
 from llama_jax.flops import num_params
 from llama_jax.model import Llama, RMSNorm
+from llama_jax.sample import Sampling, generate, nucleus
 from llama_jax.sharding import make_mesh
 
 WEIGHTS = Path(__file__).parents[2] / "shared/data/weights"
@@ -107,9 +110,14 @@ REFERENCES = {
 }
 
 
+NUCLEI = [(k, p) for k in (1, 7, 200) for p in (0.01, 0.5, 0.95, 1.0)]  # top_k, top_p
+NUCLEI_LOGITS = 2 * np.random.default_rng(0).normal(size=(50, 200)).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def transformers(tmp_path_factory) -> Path:
-    """A directory with the logits of each of REFERENCES, and of a norm in bf16."""
+    """A directory with logits and continuations of each of REFERENCES, a norm in bf16, and what
+    NUCLEI leave of logits."""
     if importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
     directory = tmp_path_factory.mktemp("transformers")
@@ -122,6 +130,9 @@ def transformers(tmp_path_factory) -> Path:
     x = np.random.default_rng(0).normal(size=(1, 8, 64)).astype(np.float32)
     np.save(directory / "norm/x", x)
     np.save(directory / "norm/scale", np.linspace(0.5, 3, 64, dtype=np.float32))
+    (directory / "nuclei").mkdir()
+    np.save(directory / "nuclei/logits", NUCLEI_LOGITS)
+    np.save(directory / "nuclei/rules", NUCLEI)
     script = Path(__file__).with_name("torch_reference.py")
     subprocess.run([sys.executable, script, directory], check=True)
     return directory
@@ -210,20 +221,37 @@ def test_trained_weights_give_their_published_logits(stories):
     assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+def continue_greedily(model: Llama, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+    sampling = Sampling(temperature=0.0)
+    (*_, continuations) = generate(lay_out(model), prompts, max_tokens, sampling)
+    return continuations
+
+
 def test_trained_weights_write_their_published_text(stories):
-    from sentencepiece import SentencePieceProcessor
-
-    from llama_jax.sample import continue_prompts
-
     reference = np.load(WEIGHTS / "stories260K_reference.npz")["greedy_ids"].tolist()
     # Prompts of different lengths in one batch: each goes on as it does alone.
     prompts = [reference[:1], reference[:17]]
-    long, longer = continue_prompts(stories, prompts, 256, temperature=0.0, top_p=1.0, seed=0)
-    assert long == reference[:257]
-    assert longer[: len(reference)] == reference
+    long, longer = continue_greedily(stories, prompts, 256)
+    assert long == reference[1:257]
+    assert longer[: len(reference) - 17] == reference[17:]
     text = SentencePieceProcessor(model_file=str(WEIGHTS / "tok512.model")).decode(long)
     expected = (WEIGHTS / "stories260K_greedy_expected.txt").read_text()
     assert text.strip() == expected.strip()
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_greedy_continuations_are_those_of_transformers(one_device, transformers, name):
+    arrays = np.load(transformers / f"{name}.npz")
+    expected = np.load(transformers / f"{name}.continued.npy").tolist()
+    model = Llama(REFERENCES[name], nnx.Rngs(1))
+    prompts = [arrays["tokens"][0, :5].tolist(), arrays["tokens"][1, :20].tolist()]
+    assert continue_greedily(model, prompts, 24) == expected
+
+
+def test_the_nucleus_is_that_of_transformers(transformers):
+    for (k, p), expected in zip(NUCLEI, np.load(transformers / "nuclei/left.npy"), strict=True):
+        left = nucleus(Sampling(temperature=1.0, top_k=k, top_p=p), jnp.asarray(NUCLEI_LOGITS))
+        np.testing.assert_array_equal(left, expected)
 
 
 def test_no_token_sees_a_later_one(model):
@@ -249,19 +277,6 @@ def test_packed_documents_are_as_if_alone(model, tokens):
     packed = logits_of(model, tokens[:1, :33], segments, positions)
     alone = np.concatenate([logits_of(model, a), logits_of(model, b)], axis=1)
     np.testing.assert_allclose(packed, alone, atol=1e-4)
-
-
-def test_decoding_over_a_cache_equals_the_whole_pass(model, tokens):
-    from llama_jax.attention import new_cache
-
-    caches = new_cache(GQA, 2, 40)
-    decode = jax.jit(Llama.decode)
-    prefix, caches = decode(model, tokens[:, :20], 0, caches)
-    steps = [prefix]
-    for t in range(20, 33):
-        logits, caches = decode(model, tokens[:, t : t + 1], t, caches)
-        steps.append(logits)
-    np.testing.assert_allclose(np.concatenate(steps, axis=1), logits_of(model, tokens), atol=1e-4)
 
 
 def test_depth_does_not_change_the_size_of_the_program(one_device, tokens):

@@ -1,6 +1,7 @@
-"""Drawing tokens: the nucleus, the seed, and that neither the batch nor the mesh matters."""
+"""Drawing tokens: the nucleus, the seed, ends; and that neither the batch nor the mesh matters."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import pytest
 from flax import nnx
 
 from llama_jax.config import MeshConfig, ModelConfig
+from llama_jax.decoder import lay_out
 from llama_jax.model import Llama
-from llama_jax.sample import choose, continue_prompts
+from llama_jax.sample import CHUNK, PREFILL, Sampling, choose, generate
 from llama_jax.sharding import make_mesh
 
 CFG = ModelConfig(
@@ -23,52 +25,89 @@ CFG = ModelConfig(
     init_std=0.3,
 )
 PROMPTS = [[1, 5, 9], [1], [1, 7, 7, 7, 30]]
+GREEDY = Sampling(temperature=0.0)
+MAX_TOKENS = CHUNK + 5
 
 
-def draw(mesh: MeshConfig, prompts=PROMPTS, temperature=0.0, seed=0, cfg=CFG):
-    devices = jax.devices()[: mesh.replica * mesh.fsdp * mesh.tensor]
-    with jax.set_mesh(make_mesh(mesh, devices)):
-        model = jax.jit(lambda: Llama(cfg, nnx.Rngs(3)))()
-        return continue_prompts(model, prompts, 12, temperature, 0.9, seed)
+ONE_DEVICE = MeshConfig()
+MESH = MeshConfig(replica=2, fsdp=2, tensor=2)
+
+
+@functools.cache
+def decoder_on(mesh_cfg: MeshConfig):
+    mesh = make_mesh(mesh_cfg, jax.devices()[: 8 if mesh_cfg == MESH else 1])
+    with jax.set_mesh(mesh):
+        return mesh, lay_out(jax.jit(lambda: Llama(CFG, nnx.Rngs(3)))())
+
+
+def draw(mesh_cfg=ONE_DEVICE, prompts=PROMPTS, sampling=GREEDY, **ends):
+    mesh, decoder = decoder_on(mesh_cfg)
+    with jax.set_mesh(mesh):
+        (*_, continuations) = generate(decoder, prompts, MAX_TOKENS, sampling, **ends)
+    return continuations
 
 
 @pytest.fixture(scope="module")
 def greedy():
-    return draw(MeshConfig())
+    return draw()
 
 
 def test_a_continuation_does_not_depend_on_the_batch(greedy):
-    for prompt, row in zip(PROMPTS, greedy, strict=True):
-        assert row[: len(prompt)] == prompt and len(row) == len(prompt) + 12
-        assert draw(MeshConfig(), [prompt]) == [row]
+    assert [len(row) for row in greedy] == [MAX_TOKENS] * len(PROMPTS)
+    assert draw(prompts=PROMPTS[1:2]) == greedy[1:2]
+    # Beside a prompt that takes two blocks to read.
+    assert draw(prompts=[*PROMPTS[1:], [1] * (PREFILL + 10)])[:2] == greedy[1:]
 
 
 def test_a_continuation_does_not_depend_on_the_mesh(greedy):
-    assert draw(MeshConfig(replica=2, fsdp=2, tensor=2)) == greedy
+    assert draw(MESH) == greedy
 
 
 def test_greedy_is_the_likeliest_token_of_the_whole_pass(greedy, one_device):
     model = Llama(CFG, nnx.Rngs(3))
-    row = np.array(greedy[2], np.int32)[None]
+    row = np.array(PROMPTS[2] + greedy[2], np.int32)[None]
     places = np.arange(row.shape[1], dtype=np.int32)[None]
     logits = jax.jit(Llama.__call__)(model, row, np.ones_like(row), places)
-    assert np.argmax(logits[0, 4:-1], axis=-1).tolist() == greedy[2][5:]
+    assert np.argmax(logits[0, 4:-1], axis=-1).tolist() == greedy[2]
 
 
-def test_the_seed_decides(greedy):
-    cfg = dataclasses.replace(CFG, init_std=0.1)
-    first, again, other = (draw(MeshConfig(), temperature=1.0, seed=s, cfg=cfg) for s in (1, 1, 2))
-    assert first == again != other
+def test_draws_depend_on_the_seed_and_the_row_alone():
+    sampling = Sampling(temperature=4.0, top_p=0.9, seed=1)
+    drawn = draw(sampling=sampling)
+    assert draw(sampling=dataclasses.replace(sampling, seed=2)) != drawn
+    assert draw(sampling=sampling, prompts=[PROMPTS[0], [1, 2], [3] * 5])[0] == drawn[0]
+    assert draw(MESH, sampling=sampling) == drawn
+    same = draw(sampling=sampling, prompts=[PROMPTS[2]] * 3)
+    assert same[2] == drawn[2] and same[0] != same[1] != same[2]
 
 
-def test_the_nucleus_keeps_what_crosses_top_p(one_device):
+def test_a_row_ends_alone(greedy):
+    """At </s>, which is kept, or where the caller says; the others go on."""
+    eos_id = greedy[1][3]
+    cut = [row[: row.index(eos_id) + 1] if eos_id in row else row for row in greedy]
+    assert draw(eos_id=eos_id) == cut
+    assert draw(MESH, eos_id=eos_id) == cut
+    first_chunk_only = draw(ended=lambda row, tokens: row != 1)
+    assert [len(row) for row in first_chunk_only] == [CHUNK, MAX_TOKENS, CHUNK]
+    assert first_chunk_only[1] == greedy[1]
+
+
+def test_tokens_are_drawn_by_their_share_of_the_nucleus(one_device):
     """Of 0.5, 0.3, 0.15, 0.05 the nucleus of 0.7 is the first two: the second crosses it."""
     probs = np.array([0.05, 0.5, 0.15, 0.3])
     logits = jnp.asarray(np.tile(np.log(probs), (4000, 1)), jnp.float32)
-    drawn = np.asarray(jax.jit(choose)(logits, 1.0, 0.7, jax.random.key(0)))
-    share = np.bincount(drawn, minlength=4) / 4000
-    np.testing.assert_allclose(share, [0, 0.5 / 0.8, 0, 0.3 / 0.8], atol=0.03)
+    rows, positions = jnp.arange(4000) % 40, jnp.arange(4000) // 40
+    pick = jax.jit(choose, static_argnums=0)
+
+    def shares(**sampling):
+        drawn = pick(Sampling(**sampling), logits, rows, positions)
+        return np.bincount(drawn, minlength=4) / 4000
+
+    np.testing.assert_allclose(
+        shares(temperature=1.0, top_p=0.7), [0, 0.5 / 0.8, 0, 0.3 / 0.8], atol=0.03
+    )
+    np.testing.assert_allclose(
+        shares(temperature=1.0, top_k=3), np.array([0, 0.5, 0.15, 0.3]) / 0.95, atol=0.03
+    )
     # A temperature of 0.5 squares the odds.
-    drawn = np.asarray(jax.jit(choose)(logits, 0.5, 1.0, jax.random.key(0)))
-    share = np.bincount(drawn, minlength=4) / 4000
-    np.testing.assert_allclose(share, probs**2 / (probs**2).sum(), atol=0.03)
+    np.testing.assert_allclose(shares(temperature=0.5), probs**2 / (probs**2).sum(), atol=0.03)

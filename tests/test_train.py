@@ -349,6 +349,15 @@ def test_evaluate_sample_and_plot_a_run(straight):
     assert sample.returncode == 0, sample.stderr
     assert sample.stdout.startswith("import") and "\n\nI" in sample.stdout
 
+    options = ("--int8", "--format", "jsonl", "--top-k", 5, "--stop", "e")
+    sample = llama_jax("sample", workdir, "--prompt", "import", "--prompt", "I", *options)
+    assert sample.returncode == 0, sample.stderr
+    rows = [json.loads(line) for line in sample.stdout.splitlines() if line.startswith("{")]
+    assert [row["prompt"] for row in rows] == ["import", "I"]
+    assert all("e" not in row["text"] for row in rows)
+    (cost,) = re.findall(r"^int8: perplexity [\d.]+ -> [\d.]+ \((.*)%\)", sample.stderr)
+    assert abs(float(cost)) < 1
+
     (workdir / "loss.png").unlink()
     done = llama_jax("plot", workdir)
     assert done.returncode == 0 and (workdir / "loss.png").exists()

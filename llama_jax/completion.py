@@ -1,0 +1,84 @@
+"""Texts that go on from prompts, as they come."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from sentencepiece import SentencePieceProcessor
+
+from llama_jax.decoder import Decoder
+from llama_jax.sample import Sampling, generate
+
+UNDECODED = "\ufffd"  # what SentencePiece makes of the first bytes of a character
+
+
+@dataclasses.dataclass
+class Completion:
+    prompt: str
+    text: str = ""  # what goes on from the prompt; later tokens only add to it
+    num_tokens: int = 0
+    end: Literal["eos", "stop", "length"] | None = None  # why it ended; None: it goes on
+
+
+def complete(
+    decoder: Decoder,
+    vocabulary: SentencePieceProcessor,
+    prompts: list[str],
+    max_tokens: int,
+    sampling: Sampling,
+    stops: list[str],
+) -> Iterator[list[Completion]]:
+    """The completions so far, time and again. stops: texts before which a completion ends."""
+    heads = [[vocabulary.bos_id(), *vocabulary.encode(prompt)] for prompt in prompts]
+    completions = [Completion(prompt) for prompt in prompts]
+
+    def ended(row: int, tokens: list[int]) -> bool:
+        completion = completions[row]
+        # A model may have more rows than the tokenizer has pieces. </s> is a piece without text.
+        known = [token for token in tokens if token < vocabulary.vocab_size()]
+        text = vocabulary.decode(heads[row] + known)[len(vocabulary.decode(heads[row])) :]
+        found = [text.find(stop) for stop in stops if stop in text]
+        if found:
+            completion.text, completion.end = text[: min(found)], "stop"
+        elif tokens[-1] == vocabulary.eos_id():
+            completion.text, completion.end = text, "eos"
+        elif len(tokens) == max_tokens:
+            completion.text, completion.end = text, "length"
+        else:
+            completion.text = settled(text, stops)
+        completion.num_tokens = len(tokens)
+        return completion.end is not None
+
+    for _ in generate(decoder, heads, max_tokens, sampling, vocabulary.eos_id(), ended):
+        yield completions
+
+
+def settled(text: str, stops: list[str]) -> str:
+    """The text without an end that could be the beginning of a character or of a stop."""
+    text = text.rstrip(UNDECODED)
+    begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
+    return text[: len(text) - max(begun, default=0)]
+
+
+def print_text(states: Iterable[list[Completion]]) -> None:
+    """Each prompt and what goes on from it, as it comes; a later one waits for those before it."""
+    row, printed = 0, ""
+    for completions in states:
+        for completion in completions[row:]:
+            text = completion.prompt + completion.text
+            print(text.removeprefix(printed), end="", flush=True)
+            printed = text
+            if completion.end is None:
+                break
+            print("\n", flush=True)
+            row, printed = row + 1, ""
+
+
+def print_jsonl(states: Iterable[list[Completion]]) -> None:
+    """The fields of Completion, a line for each prompt, in their order."""
+    row = 0
+    for completions in states:
+        while row < len(completions) and completions[row].end is not None:
+            print(json.dumps(dataclasses.asdict(completions[row])), flush=True)
+            row += 1

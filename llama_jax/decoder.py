@@ -1,0 +1,168 @@
+"""The decoder laid out for generation, where the time goes into reading every weight once a token.
+
+The layers are apart instead of stacked, and a matrix lies with the letters that a product sums over
+last: XLA:CPU multiplies such rows with a vector at the speed of memory, columns at 3/4 of it. Each
+device keeps its heads, its share of the MLP's width and of the vocabulary; two sums a layer join
+them. What is computed is model.py's, for T tokens more of each row. Shape letters: sharding.py.
+"""
+
+import math
+from functools import partial
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.lax import optimization_barrier
+from jax.sharding import reshard
+
+from llama_jax.attention import KVCache, attend_to_cache
+from llama_jax.config import MeshConfig, ModelConfig
+from llama_jax.int8 import Int8, quantize
+from llama_jax.model import Llama, RMSNorm, rotate, rotation_of
+from llama_jax.sharding import activation_spec
+
+Matrix = jax.Array | Int8
+
+
+@flax.struct.dataclass
+class Layer:
+    attn_norm: RMSNorm
+    wq_GRKD: Matrix
+    wk_GKD: Matrix
+    wv_GKD: Matrix
+    wo_DGRK: Matrix
+    mlp_norm: RMSNorm
+    w_gate_FD: Matrix
+    w_up_FD: Matrix
+    w_down_DF: Matrix
+
+
+@flax.struct.dataclass
+class Decoder:
+    """Matrices are of cfg.compute_dtype or Int8, all else is of cfg.compute_dtype."""
+
+    embed_VD: jax.Array
+    layers: tuple[Layer, ...]
+    final_norm: RMSNorm
+    head_VD: Matrix
+    cfg: ModelConfig = flax.struct.field(pytree_node=False)
+
+    def hidden(self, tokens_BT, first_B, start, caches: list[KVCache]):
+        """(x_BTD, the output of the final norm, caches). In shard_map: of a device's rows.
+
+        The tokens go to places start, start + 1, ... of the caches. A row begins at place first_B
+        of them, and looks at nothing before it.
+        """
+        places_T = start + jnp.arange(tokens_BT.shape[1])
+        places_C = jnp.arange(caches[0][0].shape[-2])
+        begun_BC = places_C[None] >= first_B[:, None]
+        past_TC = places_C[None] <= places_T[:, None]
+        mask_BTC = begun_BC[:, None] & past_TC[None]
+        positions_BT = places_T[None] - first_B[:, None]
+        rotation = rotation_of(positions_BT, self.cfg.head_dim, self.cfg.rope_theta)
+
+        x_BTD, updated = lookup(self.embed_VD, tokens_BT), []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            normed_BTD = layer.attn_norm(x_BTD)
+            q_BTGRK = rotate(product(normed_BTD, layer.wq_GRKD), rotation, self.cfg.head_dim**-0.5)
+            k_BTGK = rotate(product(normed_BTD, layer.wk_GKD), rotation)
+            v_BTGK = product(normed_BTD, layer.wv_GKD)
+            context_BTGRK, cache = attend_to_cache(start, mask_BTC, cache, q_BTGRK, k_BTGK, v_BTGK)
+            x_BTD += jax.lax.psum(product(context_BTGRK, layer.wo_DGRK), "tensor")
+            normed_BTD = layer.mlp_norm(x_BTD)
+            gate_BTF = jax.nn.silu(product(normed_BTD, layer.w_gate_FD))
+            up_BTF = product(normed_BTD, layer.w_up_FD)
+            x_BTD += jax.lax.psum(product(gate_BTF * up_BTF, layer.w_down_DF), "tensor")
+            updated.append(cache)
+        return self.final_norm(x_BTD), updated
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """logits_BTV in fp32 of hidden()'s output. In shard_map: of a device's rows."""
+        logits_BTV = product(x_BTD, self.head_VD, jnp.float32)
+        return jax.lax.all_gather(logits_BTV, "tensor", axis=2, tiled=True)
+
+
+def specs_of(tree):
+    """How its arrays are split, for shard_map."""
+    return jax.tree.map(lambda x: jax.typeof(x).sharding.spec, tree)
+
+
+def mesh_for(cfg: ModelConfig, num_devices: int) -> MeshConfig:
+    """Of as many of the devices as can be used: each token's work is split over `tensor` as far as
+    heads, MLP width and vocabulary allow; over what is left, the rows are."""
+    tensor = math.gcd(num_devices, cfg.kv_heads, cfg.mlp_dim, cfg.vocab_size)
+    return MeshConfig(fsdp=math.gcd(num_devices // tensor, cfg.embed_dim), tensor=tensor)
+
+
+def lookup(embed_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """x_BTD of tokens of the whole vocabulary, by devices that each have a share of it."""
+    row_BT = tokens_BT - jax.lax.axis_index("tensor") * embed_VD.shape[0]
+    here_BT = (row_BT >= 0) & (row_BT < embed_VD.shape[0])
+    return jax.lax.psum(jnp.where(here_BT[..., None], embed_VD[row_BT], 0), "tensor")
+
+
+def product(x: jax.Array, w: Matrix, dtype=None) -> jax.Array:
+    """x_BT... times the matrix, summed in fp32 over all of x's letters but B and T, which are the
+    last of w's. dtype: of the result, by default x's.
+
+    The barriers are for XLA:CPU. It would compute x again for every row of the matrix; multiply
+    several vectors with rows, at half the speed of rows with columns; and widen a narrow matrix
+    once for all steps of a loop, which then reads it wide.
+    """
+    values = w.values if isinstance(w, Int8) else w
+    num_summed = x.ndim - 2
+    x_NI = x.reshape(x.shape[0] * x.shape[1], -1)
+    w_OI = values.reshape(-1, x_NI.shape[1])
+    if w_OI.dtype == jnp.float32:
+        y_NO = optimization_barrier(w_OI @ optimization_barrier(x_NI.T)).T
+    else:
+        x_NI, w_OI = optimization_barrier((x_NI, w_OI))
+        y_NO = jnp.dot(x_NI, w_OI.astype(x.dtype).T, preferred_element_type=jnp.float32)
+    y = y_NO.reshape(*x.shape[:2], *values.shape[:-num_summed])
+    if isinstance(w, Int8):
+        y *= w.scale.reshape(y.shape[2:])[None, None]
+    return y.astype(dtype or x.dtype)
+
+
+def lay_out(model: Llama, int8: bool = False) -> Decoder:
+    """The decoder of a model, on the mesh of jax.set_mesh; int8: with matrices in eight bits."""
+    cfg = model.cfg
+
+    def rows(w: jax.Array, dims: str) -> Matrix:
+        """With the letters last that a product sums over: D where it is first, else all but D."""
+        if dims[0] == "D":
+            w, dims, num_summed = jnp.moveaxis(w, 0, -1), dims[1:] + "D", 1
+        else:
+            w, dims, num_summed = jnp.moveaxis(w, -1, 0), "D" + dims[:-1], len(dims) - 1
+        w = reshard(w, activation_spec(dims))
+        if int8:
+            return quantize(w, axes=tuple(range(-num_summed, 0)))
+        return w.astype(cfg.compute_dtype)
+
+    def cast(norm: RMSNorm) -> RMSNorm:
+        return jax.tree.map(lambda scale_D: scale_D.astype(cfg.compute_dtype), norm)
+
+    @jax.jit
+    def layer(blocks, i: jax.Array) -> Layer:
+        block = jax.tree.map(partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False), blocks)
+        attn, mlp = block.attn, block.mlp
+        return Layer(
+            attn_norm=cast(block.attn_norm),
+            wq_GRKD=rows(attn.wq_DGRK[...], "DGRK"),
+            wk_GKD=rows(attn.wk_DGK[...], "DGK"),
+            wv_GKD=rows(attn.wv_DGK[...], "DGK"),
+            wo_DGRK=rows(attn.wo_GRKD[...], "GRKD"),
+            mlp_norm=cast(block.mlp_norm),
+            w_gate_FD=rows(mlp.w_gate_DF[...], "DF"),
+            w_up_FD=rows(mlp.w_up_DF[...], "DF"),
+            w_down_DF=rows(mlp.w_down_FD[...], "FD"),
+        )
+
+    @jax.jit
+    def ends(model: Llama):
+        embed_VD = reshard(model.embed_VD[...], activation_spec("VD")).astype(cfg.compute_dtype)
+        return embed_VD, cast(model.final_norm), rows(model.head_DV, "DV")
+
+    embed_VD, final_norm, head_VD = ends(model)
+    layers = tuple(layer(model.layers, i) for i in range(cfg.num_layers))
+    return Decoder(embed_VD, layers, final_norm, head_VD, cfg)

@@ -1,0 +1,85 @@
+"""From tokens to text: stops, ends, and that what was printed stays."""
+
+import dataclasses
+import json
+
+import jax
+import pytest
+from flax import nnx
+
+from llama_jax.completion import Completion, complete, print_jsonl, print_text, settled
+from llama_jax.config import ModelConfig
+from llama_jax.data import tokenizer
+from llama_jax.decoder import lay_out
+from llama_jax.model import Llama
+from llama_jax.sample import Sampling
+
+PROMPTS = ["My fellow citizens", "Once"]
+MAX_TOKENS = 20
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return tokenizer.load("embedded")
+
+
+@pytest.fixture
+def states(one_device, vocabulary):
+    """What complete() yields for PROMPTS and these stops; the model writes random tokens."""
+    cfg = ModelConfig(
+        num_layers=1,
+        embed_dim=32,
+        num_heads=2,
+        vocab_size=vocabulary.vocab_size() + 32,  # as some models have
+        compute_dtype="float32",
+        init_std=0.3,
+    )
+    decoder = lay_out(jax.jit(lambda: Llama(cfg, nnx.Rngs(0)))())
+
+    def run(stops: list[str]) -> list[list[Completion]]:
+        sampling = Sampling(temperature=1.0)
+        going = complete(decoder, vocabulary, PROMPTS, MAX_TOKENS, sampling, stops)
+        return [[dataclasses.replace(c) for c in completions] for completions in going]
+
+    return run
+
+
+def test_a_completion_only_grows_and_ends_before_a_stop(states):
+    whole = states([])
+    for before, after in zip(whole, whole[1:], strict=False):
+        assert all(b.text.startswith(a.text) for a, b in zip(before, after, strict=True))
+    assert [c.end for c in whole[-1]] == ["length", "length"]
+    assert [c.num_tokens for c in whole[-1]] == [MAX_TOKENS] * 2
+    assert all(c.end is None for c in whole[0])
+
+    text = whole[-1][0].text
+    stop = text[12:15]
+    (*_, stopped) = states([stop, "never written"])
+    assert stopped[0].text == text[: text.index(stop)] and stopped[0].end == "stop"
+    assert stopped[0].num_tokens < MAX_TOKENS
+
+
+def test_half_a_character_and_half_a_stop_wait():
+    assert settled("abc\ufffd\ufffd", []) == "abc"
+    assert settled("say the en", ["end", "then"]) == "say the "
+    assert settled("say th", ["end", "then"]) == "say "
+    assert settled("say", ["end"]) == "say"
+
+
+def test_what_is_printed(capsys):
+    a, b = Completion("A:"), Completion("B:")
+
+    def states():
+        for text, end in ((" one", None), (" one two", "length")):
+            b.text, b.end = text, "eos"
+            a.text, a.end = text, end
+            yield [a, b]
+
+    print_text(states())
+    assert capsys.readouterr().out == "A: one two\n\nB: one two\n\n"
+    print_jsonl(states())
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        {"prompt": "A:", "text": " one two", "num_tokens": 0, "end": "length"},
+        {"prompt": "B:", "text": " one two", "num_tokens": 0, "end": "eos"},
+    ]
