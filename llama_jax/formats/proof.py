@@ -85,9 +85,9 @@ def _run_block(cfg: ModelConfig, block: Block, x_BTD: jax.Array) -> jax.Array:
     rotation = rotation_of(positions_BT, cfg.head_dim, cfg.rope_theta)
 
     def attend(q_BTGRK, k_BTGK, v_BTGK):
-        return attend_within_documents(cfg, q_BTGRK, k_BTGK, v_BTGK, segments_BT), None
+        return attend_within_documents(cfg, q_BTGRK, k_BTGK, v_BTGK, segments_BT)
 
-    return block(x_BTD, rotation, attend)[0]
+    return block(x_BTD, rotation, attend)
 
 
 def logits_of_files(
