@@ -130,6 +130,19 @@ def test_imported_stories_are_told_as_they_were_published(stories):
     assert done.stdout.strip() == expected.strip()
 
 
+def test_one_command_goes_from_a_model_to_text(runs, tmp_path):
+    """The same text as of the run that was exported; WORKDIR and --from are not for both."""
+    export(runs / "gqa", tmp_path / "hf", "hf", verify=False)
+    options = ("--prompt", "Once", "--temperature", 0, "--max-tokens", 20)
+    fp32 = ("--set", "model.compute_dtype=float32")
+    expected = main("sample", runs / "gqa", *options, *fp32)
+    done = main("sample", "--from", tmp_path / "hf", *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected.stdout and done.stdout.startswith("Once")
+    both = main("sample", runs / "gqa", "--from", tmp_path / "hf", *options)
+    assert both.returncode == 2 and "either WORKDIR or --from" in both.stderr
+
+
 # Files that are refused
 
 
