@@ -6,7 +6,7 @@
 128 greedy tokens more. All on one core, in tokens per CPU-second, so that other work on the machine
 disturbs little. Each engine lives in a process of its own and they take turns; figures are medians
 over the rounds. The time of 128 tokens is that of 129 less that of 1, which is the prompt's. The
-bound: the matrices that a token needs, read once a step at the bandwidth measured in that round.
+bound: the matrices that a token needs, read once a step at the bandwidth measured just before.
 llama.cpp runs where `make clients` has installed it.
 """
 
@@ -184,7 +184,8 @@ def serve(engine: str, batch: int, directory: Path) -> None:
         run(tokens)
         return time.process_time() - start
 
-    seconds(1), seconds(1 + NEW)
+    for tokens in (1, 1 + NEW):  # compiles
+        seconds(tokens)
     print("ready", flush=True)
     for _ in sys.stdin:
         prompt = seconds(1)
@@ -215,48 +216,51 @@ def main() -> None:
         engine, batch, directory = args.serve
         return serve(engine, int(batch), Path(directory))
     from rich.console import Console
-    from rich.table import Table
 
     os.sched_setaffinity(0, {args.core})  # which the engines inherit
     names = list(ENGINES)
     if not LLAMACPP.exists():
         print(f"no llama.cpp: `make clients` puts it at {LLAMACPP.relative_to(ROOT)}")
         names = [name for name in names if "llama.cpp" not in name]
-    table = Table(title=f"one core: {PROMPT} prompt tokens, then {NEW} greedy ones")
-    columns = ("batch", "engine", "tokens/CPU-s", "min", "max", "of transformers fp32")
-    for column in (*columns, "bound", "of the bound", "prompt tokens/CPU-s"):
-        table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as directory:
         if LLAMACPP.exists():
             write = "import sys, decode, pathlib; decode.write_files(pathlib.Path(sys.argv[1]))"
-            here = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
-            subprocess.run([sys.executable, "-c", write, directory], env=here, check=True)
+            env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"}
+            env["JAX_PLATFORMS"] = "cpu"
+            subprocess.run([sys.executable, "-c", write, directory], env=env, check=True)
         for batch in args.batches:
-            times, reads = measure(names, batch, directory, args.rounds)
-            rates = {name: [batch * NEW / new for _, new in found] for name, found in times.items()}
-            base = statistics.median(rates["transformers fp32"])
-            read = statistics.median(reads)
-            for name, found in rates.items():
-                rate = statistics.median(found)
-                bounds = [batch * r / (MATRIX_VALUES * ENGINES[name]) for r in reads]
-                share = statistics.median(x / b for x, b in zip(found, bounds, strict=True))
-                prompt = batch * PROMPT / statistics.median(seconds for seconds, _ in times[name])
-                table.add_row(
-                    str(batch),
-                    name,
-                    *(f"{x:.1f}" for x in (rate, min(found), max(found))),
-                    f"{rate / base:.2f}",
-                    f"{statistics.median(bounds):.0f}",
-                    f"{share:.0%}",
-                    f"{prompt:.0f}",
-                )
-            table.add_section()
-            print(f"batch {batch}: the core read {read / 1e9:.1f} GB/s", flush=True)
-    Console(width=130).print(table)
+            times = measure(names, batch, directory, args.rounds)
+            Console(width=120).print(tabulate(batch, times))
+
+
+def tabulate(batch: int, times: dict[str, list[tuple[float, float, float]]]):
+    from rich.table import Table
+
+    read = statistics.median(read for found in times.values() for *_, read in found)
+    title = f"one core, {batch} x {PROMPT} prompt tokens, then {NEW} greedy ones"
+    table = Table(title=f"{title}; it read {read / 1e9:.1f} GB/s")
+    for column in ("engine", "tokens/CPU-s", "min", "max", "of transformers fp32"):
+        table.add_column(column, justify="right")
+    for column in ("bound", "of the bound", "prompt tokens/CPU-s"):
+        table.add_column(column, justify="right")
+    base = statistics.median(batch * NEW / new for _, new, _ in times["transformers fp32"])
+    for name, found in times.items():
+        rates = [batch * NEW / new for _, new, _ in found]
+        bounds = [batch * read / (MATRIX_VALUES * ENGINES[name]) for *_, read in found]
+        share = statistics.median(x / bound for x, bound in zip(rates, bounds, strict=True))
+        table.add_row(
+            name,
+            *(f"{x:.1f}" for x in (statistics.median(rates), min(rates), max(rates))),
+            f"{statistics.median(rates) / base:.2f}",
+            f"{statistics.median(bounds):.0f}",
+            f"{share:.0%}",
+            f"{batch * PROMPT / statistics.median(prompt for prompt, *_ in found):.0f}",
+        )
+    return table
 
 
 def measure(names: list[str], batch: int, directory: str, rounds: int):
-    """({engine: (seconds of the prompts, of NEW tokens) of each round}, bytes/s of each round)."""
+    """Engine: seconds of the prompts, seconds of NEW tokens, bytes/s read just before; by round."""
     engines = {}
     for name in names:
         python = str(LLAMACPP) if "llama.cpp" in name else sys.executable
@@ -265,18 +269,17 @@ def measure(names: list[str], batch: int, directory: str, rounds: int):
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         engines[name] = subprocess.Popen(command, env=env, **pipes)
         assert engines[name].stdout.readline().strip() == "ready", name
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    reads = []
+    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
     for _ in range(rounds):
-        reads.append(bandwidth())
         for name, engine in engines.items():
+            read = bandwidth()
             print("go", file=engine.stdin, flush=True)
             prompt, new = map(float, engine.stdout.readline().split())
-            times[name].append((prompt, new))
+            times[name].append((prompt, new, read))
     for engine in engines.values():
         engine.stdin.close()
         engine.wait()
-    return times, reads
+    return times
 
 
 if __name__ == "__main__":
