@@ -193,14 +193,15 @@ def serve(engine: str, batch: int, directory: Path) -> None:
 
 
 def bandwidth() -> float:
-    """Bytes that one core reads in a second."""
+    """Bytes that one core reads in a second. The fastest of the sums, extrema and products of numpy
+    and torch, which read 18 to 36 GB/s here."""
     import numpy as np
 
     array = np.ones(2**26, np.float32)
     rates = []
     for _ in range(5):
         start = time.process_time()
-        array.max()
+        array @ array
         rates.append(array.nbytes / (time.process_time() - start))
     return statistics.median(rates)
 

@@ -105,23 +105,33 @@ def product(x: jax.Array, w: Matrix, dtype=None) -> jax.Array:
     """x_BT... times the matrix, summed in fp32 over all of x's letters but B and T, which are the
     last of w's. dtype: of the result, by default x's.
 
-    The barriers are for XLA:CPU. It would compute x again for every row of the matrix; multiply
-    several vectors with rows, at half the speed of rows with columns; and widen a narrow matrix
-    once for all steps of a loop, which then reads it wide.
+    XLA:CPU multiplies a narrow matrix with several vectors by first writing all of it wide, and
+    reads that. As a sum of products in one loop it widens what it has just read, and is no slower
+    for fp32. The barrier keeps it from computing x again for every row of the matrix, and from
+    widening a matrix once for all steps of a loop.
     """
     values = w.values if isinstance(w, Int8) else w
     num_summed = x.ndim - 2
     x_NI = x.reshape(x.shape[0] * x.shape[1], -1)
-    w_OI = values.reshape(-1, x_NI.shape[1])
-    if w_OI.dtype == jnp.float32:
-        y_NO = optimization_barrier(w_OI @ optimization_barrier(x_NI.T)).T
+    x_NI, w_OI = optimization_barrier((x_NI, values.reshape(-1, x_NI.shape[1])))
+    if x_NI.shape[0] == 1:
+        y_NO = _dot(x_NI, w_OI)
     else:
-        x_NI, w_OI = optimization_barrier((x_NI, w_OI))
-        y_NO = jnp.dot(x_NI, w_OI.astype(x.dtype).T, preferred_element_type=jnp.float32)
+        y_NO = jax.lax.platform_dependent(x_NI, w_OI, cpu=_sum, default=_dot)
     y = y_NO.reshape(*x.shape[:2], *values.shape[:-num_summed])
     if isinstance(w, Int8):
         y *= w.scale.reshape(y.shape[2:])[None, None]
     return y.astype(dtype or x.dtype)
+
+
+def _dot(x_NI: jax.Array, w_OI: jax.Array) -> jax.Array:
+    w_OI = w_OI.astype(x_NI.dtype)
+    return jnp.dot(x_NI, w_OI.T, preferred_element_type=jnp.float32)
+
+
+def _sum(x_NI: jax.Array, w_OI: jax.Array) -> jax.Array:
+    x_NI, w_OI = x_NI.astype(jnp.float32), w_OI.astype(jnp.float32)
+    return optimization_barrier(jnp.sum(w_OI[:, None] * x_NI[None], axis=2)).T
 
 
 def lay_out(model: Llama, int8: bool = False) -> Decoder:

@@ -288,8 +288,11 @@ def test_a_table_that_will_not_do_is_refused_in_one_line(tmp_path, text, message
 
 
 def test_a_missing_table_or_column_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"table: cannot read .*nothing\.csv"):
+    with pytest.raises(UserError, match=r"cannot read '.*nothing\.csv': No such file"):
         points.read(tmp_path / "nothing.csv", Columns())
+    (tmp_path / "picture.csv").write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match=r"picture\.csv' is no CSV text"):
+        points.read(tmp_path / "picture.csv", Columns())
     path = write(tmp_path / "t.csv", isoflop_table(0, 0))
     with pytest.raises(UserError, match="no column 'params'; there are N, D, C, loss, run"):
         points.read(path, Columns(params="params"))

@@ -254,7 +254,7 @@ def test_a_holder_ends_when_it_loses_its_claim_its_time_or_its_parent(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no attribute 'get_sweep'"),
+        ("", r"x\.py: no get_sweep\(\), .*; one experiment is for llama-jax train"),
         ("def get_sweep(): return {}", "must return a dict of Experiments"),
         ("def get_sweep(): return {'a': 1}", "'a' is a int"),
         ("def get_sweep(): return 1 / 0", "ZeroDivisionError"),

@@ -63,8 +63,10 @@ def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Poi
             reader = csv.DictReader(file)
             header = [name for name in reader.fieldnames or ()]
             lines = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"table: cannot read {str(path)!r}: {e}") from e
+    except OSError as e:
+        raise UserError(f"table: cannot read {str(path)!r}: {e.strerror}") from e
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise UserError(f"table: {str(path)!r} is no CSV text: {e}") from e
 
     def column(name: str) -> np.ndarray:
         values = [_number(path, line, name, row[name]) for line, row in lines]

@@ -85,25 +85,32 @@ def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
     overrides: "section.field=value" strings, for every one. Raises UserError.
     """
     module = config.execute(path)
+    if not hasattr(module, "get_sweep"):
+        raise UserError(
+            f"{path}: no get_sweep(), which returns a dict of Experiments, as in "
+            "experiments/sweeps/cpu_isoflop.py; one experiment is for llama-jax train"
+        )
     try:
         found = module.get_sweep()
     except Exception as e:
-        raise UserError(f"sweep: {path}: {type(e).__name__}: {e}") from e
+        raise UserError(f"{path}: get_sweep(): {type(e).__name__}: {e}") from e
     if not isinstance(found, dict) or not found:
-        raise UserError(f"sweep: get_sweep() of {path} must return a dict of Experiments")
+        raise UserError(f"{path}: get_sweep() must return a dict of Experiments")
     runs: dict[str, Run] = {}
     for name, experiment in found.items():
         if not isinstance(experiment, Experiment):
-            raise UserError(f"sweep: {path}: {name!r} is a {type(experiment).__name__}")
+            raise UserError(
+                f"{path}: {name!r} is a {type(experiment).__name__}, not an Experiment"
+            )
         try:
             for text in overrides:
                 experiment = config.override(experiment, text)
             config.validate(experiment)
         except UserError as e:
-            raise UserError(f"sweep: {path}: {name}: {e}") from e
+            raise UserError(f"{path}: {name}: {e}") from e
         digest = config_hash(experiment)
         if digest in runs:
-            raise UserError(f"sweep: {path}: {name} and {runs[digest].name} are the same")
+            raise UserError(f"{path}: {name} and {runs[digest].name} are the same")
         runs[digest] = Run(name, experiment, workdir / digest)
     return list(runs.values())
 
@@ -190,7 +197,7 @@ def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, watch) -> None
                     wait = functools.partial(watch, None)
                     reason = worker.run(run.experiment, claim, claimed, True, wait)
                     if reason:
-                        raise UserError(f"sweep: {run.name}: no token store: {reason}")
+                        raise UserError(f"{run.name}: no token store: {reason}")
             _wait(watch)
 
 
