@@ -9,6 +9,7 @@ import math
 import multiprocessing.resource_tracker
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print(f"llama-jax {args.verb}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads, `head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its flush fails at exit
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -170,7 +174,9 @@ def parser() -> argparse.ArgumentParser:
         "--top-p", type=number(float, 0, 1), default=0.95, help="nucleus (default: 0.95)"
     )
     v.add_argument("--top-k", type=number(int, 1), help="draw from the likeliest (default: all)")
-    v.add_argument("--seed", type=number(int, 0), default=0, help="of the draw (default: 0)")
+    v.add_argument(
+        "--seed", type=number(int, 0, 2**32 - 1), default=0, help="of the draw (default: 0)"
+    )
     v.add_argument(
         "--stop",
         action="append",
@@ -326,8 +332,9 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"got {text}, expected {low} to {high}")
+        if not low <= value <= high or math.isinf(value):
+            accepted = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"got {text}, expected {accepted}")
         return value
 
     parse.__name__ = kind.__name__
@@ -493,6 +500,8 @@ def sample(args: argparse.Namespace) -> int:
     if (args.workdir is None) == (args.source is None):
         raise UserError("expected either WORKDIR or --from SOURCE")
     if args.source is None:
+        if args.tokenizer:
+            raise UserError("--tokenizer belongs to --from; for a run, --set data.tokenizer=PATH")
         return _sample_run(args)
     from llama_jax.formats.importer import import_model
 
@@ -512,11 +521,20 @@ def _sample_run(args: argparse.Namespace) -> int:
     from llama_jax.data import tokenizer as room
     from llama_jax.decoder import lay_out, mesh_for
     from llama_jax.evaluation.int8 import held_out_rows, perplexity
+    from llama_jax.formats.vocabulary import check_size
     from llama_jax.sample import Sampling
     from llama_jax.sharding import make_mesh
 
     workdir, step, experiment = _open_run(args)
     vocabulary = room.load(experiment.data.tokenizer)
+    check_size(vocabulary.vocab_size(), experiment.model.vocab_size, experiment.data.tokenizer)
+    seen = experiment.data.seq_len
+    longest = max(len(vocabulary.encode(prompt)) for prompt in args.prompt) + 1 + args.max_tokens
+    if longest > seen:
+        print(
+            f"llama-jax sample: up to {longest:,} tokens a text; this model learned from {seen:,}",
+            file=sys.stderr,
+        )
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
     )
@@ -531,11 +549,12 @@ def _sample_run(args: argparse.Namespace) -> int:
         if args.int8:
             rows = held_out_rows(vocabulary)
             before = perplexity(decoder, rows)
+            del decoder
             decoder = lay_out(model, int8=True)
             after = perplexity(decoder, rows)
             print(
                 f"int8: perplexity {before:.3f} -> {after:.3f} ({after / before - 1:+.2%}) on "
-                f"{rows.size:,} tokens of held-out text",
+                f"{rows.size:,} tokens of the package's held-out text",
                 file=sys.stderr,
             )
         del model
@@ -552,6 +571,9 @@ def export(args: argparse.Namespace) -> int:
     for option, value, to in options:
         if value is not None and args.to != to:
             raise UserError(f"{option} belongs to --to {to}; got --to {args.to}")
+    for text in args.overrides:
+        if text.startswith("model."):
+            raise UserError(f"--set {text}: an export is of the model that was trained")
     workdir, step, experiment = _open_run(args)
     try:
         manifest = exporter.export(

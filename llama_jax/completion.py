@@ -17,7 +17,7 @@ UNDECODED = "\ufffd"  # what SentencePiece makes of the first bytes of a charact
 class Completion:
     prompt: str
     text: str = ""  # what goes on from the prompt; later tokens only add to it
-    num_tokens: int = 0
+    num_tokens: int = 0  # drawn for it, those of the stop or the </s> that ended it included
     end: Literal["eos", "stop", "length"] | None = None  # why it ended; None: it goes on
 
 
@@ -33,21 +33,26 @@ def complete(
     heads = [[vocabulary.bos_id(), *vocabulary.encode(prompt)] for prompt in prompts]
     completions = [Completion(prompt) for prompt in prompts]
 
-    def ended(row: int, tokens: list[int]) -> bool:
-        completion = completions[row]
+    def text_of(row: int, tokens: list[int]) -> str:
         # A model may have more rows than the tokenizer has pieces. </s> is a piece without text.
         known = [token for token in tokens if token < vocabulary.vocab_size()]
-        text = vocabulary.decode(heads[row] + known)[len(vocabulary.decode(heads[row])) :]
+        return vocabulary.decode(heads[row] + known)[len(vocabulary.decode(heads[row])) :]
+
+    def ended(row: int, tokens: list[int]) -> bool:
+        completion = completions[row]
+        text = text_of(row, tokens)
         found = [text.find(stop) for stop in stops if stop in text]
+        completion.num_tokens = len(tokens)
         if found:
             completion.text, completion.end = text[: min(found)], "stop"
+            while any(stop in text_of(row, tokens[: completion.num_tokens - 1]) for stop in stops):
+                completion.num_tokens -= 1
         elif tokens[-1] == vocabulary.eos_id():
             completion.text, completion.end = text, "eos"
         elif len(tokens) == max_tokens:
             completion.text, completion.end = text, "length"
         else:
             completion.text = settled(text, stops)
-        completion.num_tokens = len(tokens)
         return completion.end is not None
 
     for _ in generate(decoder, heads, max_tokens, sampling, vocabulary.eos_id(), ended):

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax.attention import new_cache
+from llama_jax.config import UserError
 from llama_jax.decoder import Decoder, specs_of
 from llama_jax.sharding import ACTIVATION_RULES, activation_spec
 
@@ -62,6 +63,8 @@ def generate(
     for start in range(0, T, PREFILL):
         block_BT = put(tokens_BT[:, start : start + PREFILL], "BT")
         logits_BV, caches = prefill(decoder, block_BT, firsts_B, start, caches)
+    if not jnp.isfinite(logits_BV).all():
+        raise UserError("checkpoint: its logits are not finite; sample from an earlier step")
     continuations: list[list[int]] = [[] for _ in prompts]
     numbers_B = put(np.arange(B, dtype=np.int32), "B")
     for start in range(T, T + max_tokens, CHUNK):

@@ -36,9 +36,9 @@ def states(one_device, vocabulary):
     )
     decoder = lay_out(jax.jit(lambda: Llama(cfg, nnx.Rngs(0)))())
 
-    def run(stops: list[str]) -> list[list[Completion]]:
+    def run(stops: list[str], max_tokens: int = MAX_TOKENS) -> list[list[Completion]]:
         sampling = Sampling(temperature=1.0)
-        going = complete(decoder, vocabulary, PROMPTS, MAX_TOKENS, sampling, stops)
+        going = complete(decoder, vocabulary, PROMPTS, max_tokens, sampling, stops)
         return [[dataclasses.replace(c) for c in completions] for completions in going]
 
     return run
@@ -56,7 +56,9 @@ def test_a_completion_only_grows_and_ends_before_a_stop(states):
     stop = text[12:15]
     (*_, stopped) = states([stop, "never written"])
     assert stopped[0].text == text[: text.index(stop)] and stopped[0].end == "stop"
-    assert stopped[0].num_tokens < MAX_TOKENS
+    # As many tokens as the stop needs, and not all those between two looks of the host.
+    n = stopped[0].num_tokens
+    assert stop in states([], n)[-1][0].text and stop not in states([], n - 1)[-1][0].text
 
 
 def test_half_a_character_and_half_a_stop_wait():

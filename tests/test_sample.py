@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from llama_jax.config import MeshConfig, ModelConfig
+from llama_jax.config import MeshConfig, ModelConfig, UserError
 from llama_jax.decoder import lay_out
 from llama_jax.model import Llama
 from llama_jax.sample import CHUNK, PREFILL, Sampling, choose, generate
@@ -111,3 +111,12 @@ def test_tokens_are_drawn_by_their_share_of_the_nucleus(one_device):
     )
     # A temperature of 0.5 squares the odds.
     np.testing.assert_allclose(shares(temperature=0.5), probs**2 / (probs**2).sum(), atol=0.03)
+
+
+def test_a_model_of_nans_writes_nothing():
+    mesh, decoder = decoder_on(ONE_DEVICE)
+    with (
+        jax.set_mesh(mesh),
+        pytest.raises(UserError, match="logits are not finite; sample from an earlier step"),
+    ):
+        list(generate(jax.tree.map(lambda x: x * jnp.nan, decoder), [[1, 2]], 4, GREEDY))
