@@ -29,6 +29,7 @@ class Plan:
     spare_share: float | None  # of the limit, if it fits
     short_bytes: float | None  # if it does not, and the compiler said so
     mesh: dict[str, int]
+    ring: int
     sequence_parallel: bool
     batch_size: int
     seq_len: int
@@ -106,6 +107,7 @@ def make_plan(
         spare_share=1 - peak / limit if fits and peak is not None else None,
         short_bytes=peak - limit if not fits and peak is not None else None,
         mesh={"replica": mesh.replica, "fsdp": mesh.fsdp, "tensor": mesh.tensor},
+        ring=mesh.ring,
         sequence_parallel=mesh.sequence_parallel,
         batch_size=data.batch_size,
         seq_len=data.seq_len,
@@ -186,12 +188,14 @@ def _estimate(answer: Answer | None, slice: Slice, micro_batches: int) -> Estima
 def lines(plan: Plan) -> list[str]:
     """At most 25."""
     mesh = " x ".join(f"{axis} {ways}" for axis, ways in plan.mesh.items())
-    in_time = ", sequence-parallel" if plan.sequence_parallel else ""
+    ways = f"{plan.devices:,} devices on {plan.chips:,} chips"
+    ways += f", rings of {plan.ring}" if plan.ring > 1 else ""
+    ways += ", sequence-parallel" if plan.sequence_parallel else ""
     rows = plan.batch_size * plan.seq_len
     out = [
         f"{plan.experiment} on {plan.slice}: {_verdict(plan)}",
         _row("basis", _provenance(plan)),
-        _row("mesh", f"{mesh} = {plan.devices:,} devices on {plan.chips:,} chips{in_time}"),
+        _row("mesh", f"{mesh} = {ways}"),
         _row(
             "batch",
             f"{plan.batch_size:,} rows x {plan.seq_len:,} = {rows:,} tokens in "
@@ -340,6 +344,7 @@ def _expectation(plan: Plan) -> list[str]:
 def brief(plan: Plan) -> str:
     """One line, for the progress of a search."""
     mesh = " x ".join(map(str, plan.mesh.values()))
+    mesh += f" in rings of {plan.ring}" if plan.ring > 1 else ""
     time = f", {plan.step_seconds:.3g} s a step" if plan.step_seconds else ""
     return (
         f"{plan.slice} {mesh}, {plan.micro_batches} micro-batches, remat {plan.remat}: "
@@ -350,8 +355,8 @@ def brief(plan: Plan) -> str:
 def table(plans: Sequence[Plan]) -> list[str]:
     """What a search found, a line each."""
     priced = plans[0].cost is not None
-    head = ("slice", "chips", "replica x fsdp x tensor", "micro-batches", "remat", "HBM spare")
-    rows = [(*head, "step s", "days", "cost" if priced else "chip-hours", "MFU")]
+    head = ("slice", "chips", "replica x fsdp x tensor", "ring", "micro-batches", "remat")
+    rows = [(*head, "HBM spare", "step s", "days", "cost" if priced else "chip-hours", "MFU")]
     for p in plans:
         spent = p.cost if priced else p.chip_hours
         rows.append(
@@ -359,6 +364,7 @@ def table(plans: Sequence[Plan]) -> list[str]:
                 p.slice,
                 f"{p.chips:,}",
                 " x ".join(map(str, p.mesh.values())),
+                str(p.ring),
                 str(p.micro_batches),
                 p.remat,
                 f"{p.spare_share or 0:.1%}",
