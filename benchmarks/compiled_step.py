@@ -85,11 +85,11 @@ class Row:
 
 ROWS = {
     "7b-v5e": Row(
-        *("v5e:8x8", "llama_7b", ("mesh.ring=8",), 8192, "v5e-64", V5E_FLAGS),
+        *("v5e:8x8", "llama_7b", (), 8192, "v5e-64", V5E_FLAGS),
         f"{LLAMA_7B} per_device_batch_size=4 remat_policy=save_qkv_proj",
     ),
     "7b-v4": Row(
-        *("v4:4x4x4", "llama_7b", (), 16384, "v4-128", V4_FLAGS),
+        *("v4:4x4x4", "llama_7b", ("model.remat=qkv_offload",), 16384, "v4-128", V4_FLAGS),
         f"{LLAMA_7B} per_device_batch_size=8 remat_policy=save_qkv_proj",
     ),
     "7b-v5p": Row(

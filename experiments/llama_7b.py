@@ -24,7 +24,7 @@ from llama_jax.config import (
 
 # Slice: mesh, micro-batches, rematerialisation.
 SLICES = {
-    "v4:4x4x4": (MeshConfig(fsdp=64), 4, "qkv_offload"),
+    "v4:4x4x4": (MeshConfig(fsdp=64), 8, "linear_offload"),
     "v5e:8x8": (MeshConfig(fsdp=64, ring=8), 8, "mlp_offload"),
     "v5p:4x4x4": (MeshConfig(fsdp=64), 4, "linear_offload"),
     "v6e:8x8": (MeshConfig(fsdp=64), 4, "qkv_offload"),
