@@ -111,8 +111,10 @@ def create(
 ) -> dict[str, ts.TensorStore]:
     """Checkpoint 0 of a new workdir, as save would write it, but without optimizer and values.
 
-    shapes: of every parameter, by name. Returns the arrays, to be written to; then call finish.
+    shapes: of every parameter, by name. Returns the arrays, to be written to; then call finish,
+    before which there is no checkpoint in the workdir.
     """
+    unfinished = workdir / "unfinished"
     zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
     handlers = (
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
@@ -120,7 +122,7 @@ def create(
     )
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     with ocp.CheckpointManager(
-        directory(workdir).resolve(),
+        directory(unfinished).resolve(),
         item_handlers={
             "model": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
             "meta": ocp.JsonCheckpointHandler(),
@@ -129,14 +131,17 @@ def create(
         model = ocp.args.PyTreeSave(zeros, save_args=_chunks(zeros))
         meta = ocp.args.JsonSave(_meta(0, experiment, "", {}))
         manager.save(0, args=ocp.args.Composite(model=model, meta=meta))
-    return {name: open_array(workdir, 0, name) for name in shapes}
+    return {name: open_array(unfinished, 0, name) for name in shapes}
 
 
 def finish(workdir: epath.Path, experiment: Experiment, fingerprints: dict[str, int]) -> None:
     """Says what the arrays that create() returned hold by now."""
+    unfinished = workdir / "unfinished"
     meta = ocp.args.JsonSave(_meta(0, experiment, "", fingerprints))
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        checkpointer.save(directory(workdir).resolve() / "0" / "meta", args=meta, force=True)
+        checkpointer.save(directory(unfinished).resolve() / "0" / "meta", args=meta, force=True)
+    directory(unfinished).rename(directory(workdir))
+    unfinished.rmdir()
 
 
 def open_array(workdir: epath.Path, step: int, name: str) -> ts.TensorStore:
@@ -235,7 +240,7 @@ def _restore(
     arrays = _read(workdir, step, **{k: ocp.args.StandardRestore(v) for k, v in names.items()})
     for item in targets:
         for name, fingerprint in _fingerprints(arrays[item]).items():
-            if fingerprint != meta.fingerprints[name]:
+            if fingerprint != meta.fingerprints.get(name):
                 raise damaged(workdir, step, f"{item} array {name} is not what was saved")
     return {
         item: jax.tree.unflatten(jax.tree.structure(target), [arrays[item][k] for k in names[item]])

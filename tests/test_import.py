@@ -1,5 +1,6 @@
 """Models that come back from other formats as they went, and files that are refused."""
 
+import dataclasses
 import shutil
 import struct
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 from exports import (
+    ROOT,
     SHARED,
     child,
     experiment_of,
@@ -19,12 +21,12 @@ from exports import (
     main,
 )
 
-from llama_jax import checkpoint
-from llama_jax.config import UserError
+from llama_jax import checkpoint, config
+from llama_jax.config import ModelConfig, UserError
 from llama_jax.data.tokenizer import EMBEDDED
 from llama_jax.formats import hf
 from llama_jax.formats.importer import import_model
-from llama_jax.formats.weights import shapes
+from llama_jax.formats.weights import parameter_shapes, shapes
 
 
 def parameters(workdir: Path) -> dict[str, int]:
@@ -141,6 +143,22 @@ def test_one_command_goes_from_a_model_to_text(runs, tmp_path):
     assert done.stdout == expected.stdout and done.stdout.startswith("Once")
     both = main("sample", runs / "gqa", "--from", tmp_path / "hf", *options)
     assert both.returncode == 2 and "either WORKDIR or --from" in both.stderr
+
+
+# What is not finished
+
+
+def test_an_import_cut_short_is_no_checkpoint_and_one_without_fingerprints_is_damaged(tmp_path):
+    workdir, cfg = epath.Path(tmp_path), ModelConfig(num_layers=1, embed_dim=8, num_heads=2)
+    experiment = config.load(str(ROOT / "experiments/quickstart.py"))
+    experiment = dataclasses.replace(experiment, model=cfg)
+    for array in checkpoint.create(workdir, experiment, parameter_shapes(cfg)).values():
+        array.write(0).result()
+    assert checkpoint.steps(workdir) == []
+    checkpoint.finish(workdir, experiment, {})
+    assert checkpoint.steps(workdir) == [0]
+    with pytest.raises(checkpoint.DamagedCheckpoint, match="embed_VD is not what was saved"):
+        logits_of(tmp_path, np.zeros((1, 4), np.int32))
 
 
 # Files that are refused

@@ -180,7 +180,7 @@ class Checkpoint:
         """Raises DamagedCheckpoint if what was read, all of it by now, is not what was saved."""
         for name in shapes(self.cfg):
             found = sum(n for place, n in self._found.items() if place.name == name) % 2**32
-            if found != self._expected[name]:
+            if found != self._expected.get(name):
                 raise checkpoint.damaged(
                     self.workdir, self.step, f"model array {name} is not what was saved"
                 )
