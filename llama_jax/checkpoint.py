@@ -32,6 +32,7 @@ SHAPE_FIELDS = (
     *("num_layers", "embed_dim", "num_heads", "kv_heads", "mlp_dim"),
     *("vocab_size", "tie_embeddings"),
 )
+PIECE = 2**26  # bytes that are copied at a time on the way to or from a file
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory whose save was cut short
 
 
@@ -100,9 +101,15 @@ def steps(workdir: epath.Path) -> list[int]:
 
 
 def read_meta(workdir: epath.Path, step: int) -> Meta:
-    """Raises DamagedCheckpoint."""
+    """A tokenizer.model in the workdir is the run's, wherever both are now.
+
+    Raises DamagedCheckpoint.
+    """
     fields = _read(workdir, step, meta=ocp.args.JsonRestore())["meta"]
     experiment = from_json(json.dumps(fields.pop("experiment")))
+    if (own := workdir / "tokenizer.model").exists():
+        data = dataclasses.replace(experiment.data, tokenizer=str(own))
+        experiment = dataclasses.replace(experiment, data=data)
     return Meta(experiment=experiment, **fields)
 
 
@@ -128,7 +135,8 @@ def create(
             "meta": ocp.JsonCheckpointHandler(),
         },
     ) as manager:
-        model = ocp.args.PyTreeSave(zeros, save_args=_chunks(zeros))
+        pieces = {k: ocp.SaveArgs(chunk_byte_size=PIECE) for k in zeros if "layers/" not in k}
+        model = ocp.args.PyTreeSave(zeros, save_args=_chunks(zeros) | pieces)
         meta = ocp.args.JsonSave(_meta(0, experiment, "", {}))
         manager.save(0, args=ocp.args.Composite(model=model, meta=meta))
     return {name: open_array(unfinished, 0, name) for name in shapes}
@@ -142,6 +150,20 @@ def finish(workdir: epath.Path, experiment: Experiment, fingerprints: dict[str, 
         checkpointer.save(directory(unfinished).resolve() / "0" / "meta", args=meta, force=True)
     directory(unfinished).rename(directory(workdir))
     unfinished.rmdir()
+
+
+def write(array: ts.TensorStore, values: np.ndarray) -> None:
+    """Chunk by chunk, since TensorStore holds several copies of what it writes. Raises OSError."""
+    chunk = array.chunk_layout.write_chunk.shape
+    for place in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))):
+        box = tuple(
+            slice(i * c, min((i + 1) * c, n))
+            for i, c, n in zip(place, chunk, array.shape, strict=True)
+        )
+        try:
+            array[box].write(np.ascontiguousarray(values[box])).result()
+        except ValueError as e:  # a full disk, among others
+            raise OSError(str(e).partition(" [")[0]) from e
 
 
 def open_array(workdir: epath.Path, step: int, name: str) -> ts.TensorStore:
@@ -305,27 +327,40 @@ def _fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return jax.tree.map(fingerprint, arrays)
 
 
-def fingerprint_of(layer_values: np.ndarray, layer: int) -> int:
-    """What one layer adds to the fingerprint of its stacked array; layer 0 of one that is not."""
-    return int(_fingerprint_one(layer_values, layer))
+def fingerprint_of(values: np.ndarray, start: int) -> int:
+    """What a part of an array adds to the array's fingerprint, a bounded copy at a time.
+
+    start: the index of the part's first element among all of the array's, in C order.
+    """
+    size = values[0].size
+    rows = max(1, PIECE // values[0].nbytes)
+    return sum(
+        int(
+            _fingerprint_part(
+                values[i : i + rows].reshape(-1), np.uint32((start + i * size) % 2**32)
+            )
+        )
+        for i in range(0, len(values), rows)
+    )
 
 
-def fingerprint(x: jax.Array, layer: int | jax.Array = 0) -> jax.Array:
+def fingerprint(x: jax.Array, start: int | jax.Array = 0) -> jax.Array:
     """Sum modulo 2^32 of each element's bits times an odd hash of its place: any one changed bit
     changes it; elements or blocks that change places do, but once in billions of times.
 
-    layer: the place of x in a stacked array, whose fingerprint is the sum of its layers'.
+    start: the place of x in an array, whose fingerprint is the sum of its parts'.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    place = jnp.zeros_like(bits) + jnp.uint32(layer)
+    place = jnp.zeros_like(bits)
     for axis, size in enumerate(x.shape):
         iota = jax.lax.broadcasted_iota(
             jnp.uint32, x.shape, axis, out_sharding=jax.typeof(x).sharding
         )
         place = place * jnp.uint32(size) + iota
+    place = place + jnp.uint32(start)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons' lowbias32
         place = (place ^ (place >> shift)) * jnp.uint32(factor)
     return jnp.sum(bits * ((place ^ (place >> 16)) | 1), dtype=jnp.uint32)
 
 
-_fingerprint_one = jax.jit(fingerprint)
+_fingerprint_part = jax.jit(fingerprint)

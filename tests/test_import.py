@@ -1,15 +1,20 @@
 """Models that come back from other formats as they went, and files that are refused."""
 
 import dataclasses
+import json
+import resource
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from etils import epath
 from exports import (
+    GQA,
     ROOT,
     SHARED,
     child,
@@ -24,7 +29,7 @@ from exports import (
 from llama_jax import checkpoint, config
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.data.tokenizer import EMBEDDED
-from llama_jax.formats import hf
+from llama_jax.formats import hf, meta
 from llama_jax.formats.importer import import_model
 from llama_jax.formats.weights import parameter_shapes, shapes
 
@@ -39,6 +44,16 @@ def same_model(a: Path, b: Path) -> bool:
     models = [experiment_of(workdir).model for workdir in (a, b)]
     fields = (*checkpoint.SHAPE_FIELDS, "norm_eps", "rope_theta")
     return all(getattr(models[0], field) == getattr(models[1], field) for field in fields)
+
+
+@pytest.fixture(scope="module")
+def good(runs, tmp_path_factory) -> Path:
+    """Exports of one model, for tests to import, or to damage copies of."""
+    directory = tmp_path_factory.mktemp("good")
+    export(runs / "gqa", directory / "hf", "hf", shard_bytes=300_000, verify=False)
+    export(runs / "gqa", directory / "gguf", "gguf", verify=False)
+    export(runs / "gqa", directory / "q4_0", "gguf", "q4_0", verify=False)
+    return directory
 
 
 # There and back
@@ -145,6 +160,12 @@ def test_one_command_goes_from_a_model_to_text(runs, tmp_path):
     assert both.returncode == 2 and "either WORKDIR or --from" in both.stderr
 
 
+def test_a_workdir_that_was_moved_has_its_tokenizer(good, tmp_path):
+    import_model(good / "hf", tmp_path / "run", None)
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert experiment_of(moved).data.tokenizer == str(moved / "tokenizer.model")
+
+
 # What is not finished
 
 
@@ -164,16 +185,6 @@ def test_an_import_cut_short_is_no_checkpoint_and_one_without_fingerprints_is_da
 # Files that are refused
 
 
-@pytest.fixture(scope="module")
-def good(runs, tmp_path_factory) -> Path:
-    """Exports of one model, for tests to damage copies of."""
-    directory = tmp_path_factory.mktemp("good")
-    export(runs / "gqa", directory / "hf", "hf", shard_bytes=300_000, verify=False)
-    export(runs / "gqa", directory / "gguf", "gguf", verify=False)
-    export(runs / "gqa", directory / "q4_0", "gguf", "q4_0", verify=False)
-    return directory
-
-
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -184,14 +195,27 @@ def replace(path: Path, old: str, new: str) -> None:
     path.write_bytes(data.replace(old.encode(), new.encode(), 1))
 
 
+def change(directory: Path, **fields) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | fields))
+
+
+def move(path: Path, to: Callable[[int, int], list[int]]) -> None:
+    """Puts other offsets for the first tensor into a header of safetensors."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    first = header[next(name for name in header if name != "__metadata__")]
+    first["data_offsets"] = to(*first["data_offsets"])
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
 def second(directory: Path) -> Path:
     return sorted(directory.glob("*.safetensors"))[1]
 
 
-def first_name(path: Path) -> str:
-    return next(iter(hf.shard(path)))
-
-
+NAN = struct.pack("<f", float("nan"))
 DAMAGED_HF = {
     "truncated": (
         lambda d: truncate(second(d)),
@@ -251,6 +275,54 @@ DAMAGED_HF = {
         lambda d: replace(second(d), '"F32"', '"I32"'),
         r"tensor \S+ is of type I32, expected F32, BF16, F16",
     ),
+    "layers are no integer": (
+        lambda d: change(d, num_hidden_layers=3.0),
+        "config.json: num_hidden_layers is 3.0, expected a whole number above 0",
+    ),
+    "heads are text": (
+        lambda d: change(d, num_key_value_heads="2"),
+        "config.json: num_key_value_heads is '2', expected a whole number above 0",
+    ),
+    "more heads than dimensions": (
+        lambda d: change(d, num_attention_heads=128),
+        "config.json: num_attention_heads is 128, expected a divisor of hidden_size, 64",
+    ),
+    "heads in no equal groups": (
+        lambda d: change(d, num_key_value_heads=3),
+        "config.json: num_key_value_heads is 3, expected a divisor of num_attention_heads, 4",
+    ),
+    "rope is no object": (
+        lambda d: change(d, rope_parameters="x"),
+        "config.json: rope_parameters is 'x', expected an object",
+    ),
+    "rope base": (
+        lambda d: change(d, rope_parameters={"rope_theta": float("inf")}),
+        "config.json: rope_theta is inf, expected a number above 0",
+    ),
+    "rope on a part of a head": (
+        lambda d: change(d, partial_rotary_factor=0.5),
+        "config.json: partial_rotary_factor is 0.5, and llama_jax knows 1 only",
+    ),
+    "ties": (
+        lambda d: change(d, tie_word_embeddings="no"),
+        "config.json: tie_word_embeddings is 'no', and llama_jax knows False only",
+    ),
+    "three offsets": (
+        lambda d: move(second(d), lambda start, end: [start, end, end]),
+        r"model-00002-\S+.safetensors: is truncated or not safetensors",
+    ),
+    "offsets below zero": (
+        lambda d: move(second(d), lambda start, end: [start - end, 0]),
+        r"model-00002-\S+: tensor model.layers.\S+ has data_offsets -\d+ to 0, expected \d+ bytes",
+    ),
+    "offsets reversed": (
+        lambda d: move(second(d), lambda start, end: [end, start]),
+        r"model-00002-\S+: tensor model.layers.\S+ has data_offsets \d+ to 0, expected \d+ bytes",
+    ),
+    "no number": (
+        lambda d: second(d).write_bytes(second(d).read_bytes()[:-4] + NAN),
+        r"model-00002-\S+: tensor model.layers.\S+ has values that are no numbers or infinite",
+    ),
 }
 
 
@@ -285,12 +357,17 @@ def test_a_tokenizer_of_another_model_is_refused(good, tmp_path):
 
 def test_damaged_ggufs_are_named(good, tmp_path):
     whole = (good / "gguf/model.gguf").read_bytes()
-    file = tmp_path / "x.gguf"
+    file, heads = tmp_path / "x.gguf", b"llama.attention.head_count"
     for data, match in (
         (whole[: len(whole) // 2], r"x.gguf: is truncated: tensor blk.\S+ ends at byte"),
         (whole[:5000], "x.gguf: is truncated or no GGUF"),
         (b"GGML" + whole[4:], "x.gguf: is truncated or no GGUF: GGUF magic invalid"),
         (whole.replace(b"llama", b"qwen9", 1), "general.architecture is 'qwen9'"),
+        (
+            whole.replace(heads + struct.pack("<2I", 4, 4), heads + struct.pack("<2I", 4, 0)),
+            "llama.attention.head_count is 0, expected a whole number above 0",
+        ),
+        (whole[:-4] + NAN, "tensor output.weight has values that are no numbers or infinite"),
         (whole.replace(b"blk.1.attn_k.w", b"blk.1.attn_z.w"), "has no tensor blk.1.attn_k.weight"),
         (
             (good / "q4_0/model.gguf").read_bytes(),
@@ -299,6 +376,30 @@ def test_damaged_ggufs_are_named(good, tmp_path):
     ):
         file.write_bytes(data)
         refused(file, tmp_path, match)
+
+
+def test_what_cannot_be_written_is_named_and_leaves_nothing(good, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    for out in (Path("/proc/run"), file / "run"):
+        with pytest.raises(UserError, match=f"--out: cannot write {out}: "):
+            import_model(good / "hf", out, None)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # a full disk, to TensorStore
+    try:
+        refused(good / "hf", tmp_path, f"--out: cannot write {tmp_path}/run: .*: File too large")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    monkeypatch.setattr(checkpoint, "write", lambda array, values: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        import_model(good / "hf", tmp_path / "run", None)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_shards_of_meta_s_divide_the_vocabulary(tmp_path):
+    cfg = dataclasses.replace(GQA, vocab_size=513)
+    with pytest.raises(UserError, match="got 2, expected a divisor of model.vocab_size=513"):
+        meta.write(SimpleNamespace(cfg=cfg), tmp_path, "f32", shards=2)  # type: ignore[arg-type]
 
 
 def test_damaged_llama2c_files_are_named(tmp_path):
@@ -317,7 +418,7 @@ def test_damaged_llama2c_files_are_named(tmp_path):
 
 # In a process of its own, for torch. Each case writes what it breaks; the import says what it is.
 DAMAGED_META = """
-import os, sys, torch
+import io, os, sys, torch
 from pathlib import Path
 from llama_jax.config import UserError
 from llama_jax.formats.importer import import_model
@@ -330,11 +431,15 @@ directory = Path(sys.argv[1])
 names = ["consolidated.00.pth", "consolidated.01.pth"]
 first, second = ({k: v for k, v in torch.load(directory / n).items()} for n in names)
 wq = "layers.1.attention.wq.weight"
+legacy = io.BytesIO()
+torch.save(second, legacy, _use_new_zipfile_serialization=False)
 cases = [
     (first, second | {"x": Evil()}),
     (first, second | {"x": 3}),
     (first, [1, 2]),
     (first, b"PK"),
+    (first, legacy.getvalue()),
+    (first, second | {wq: second[wq] / 0}),
     (first, second | {wq: second[wq].int()}),
     (first, second | {wq: second[wq][:, :-1].clone()}),
     (first, second | {wq: second[wq].T.contiguous().T}),
@@ -370,7 +475,9 @@ def test_damaged_meta_files_are_named_and_nothing_else_is_unpickled(runs, tmp_pa
         f"{second}cannot be read as tensors; it is damaged or holds other things",
         f"{second}x is a int, expected a tensor",
         f"{second}holds a list, expected tensors by name",
-        f"{second}cannot be read as tensors",
+        f"{second}is truncated, or not the zip file that torch.save writes since PyTorch 1.6",
+        f"{second}is truncated, or not the zip file that torch.save writes since PyTorch 1.6",
+        f"{meta}: {wq} has values that are no numbers or infinite",
         f"{second}{wq} is of type torch.int32, expected torch.float32",
         f"{second}{wq} has shape (32, 63), expected (32, 64)",
         f"{second}{wq} is not stored row by row",

@@ -15,9 +15,11 @@ from llama_jax.formats.weights import (
     Place,
     Source,
     cast,
+    check_divisor,
     check_tensors,
     from_pairs,
     names_in,
+    positive,
     shapes,
     to_pairs,
 )
@@ -154,19 +156,29 @@ def read(file: Path) -> Source:
     embedding = NAMES[EMBEDDING]
     if embedding not in where:
         raise UserError(f"{file}: has no tensor {embedding}")
-    heads, dim = field("llama.attention.head_count"), field("llama.embedding_length")
+
+    def number(kind: type, key: str, default: Any = None) -> Any:
+        return positive(kind, file, f"llama.{key}", field(f"llama.{key}", default))
+
+    heads, dim = number(int, "attention.head_count"), number(int, "embedding_length")
+    kv_heads = number(int, "attention.head_count_kv", heads)
+    for key, value, of, size in (
+        ("head_count", heads, "embedding_length", dim),
+        ("head_count_kv", kv_heads, "attention.head_count", heads),
+    ):
+        check_divisor(file, f"llama.attention.{key}", value, f"llama.{of}", size)
     check("llama.rope.scaling.type", field("llama.rope.scaling.type", "none"), "none")
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         check(f"llama.{key}", field(f"llama.{key}", dim // heads), dim // heads)
     cfg = ModelConfig(
-        num_layers=field("llama.block_count"),
+        num_layers=number(int, "block_count"),
         embed_dim=dim,
         num_heads=heads,
-        num_kv_heads=field("llama.attention.head_count_kv", heads),
-        mlp_dim_override=field("llama.feed_forward_length"),
+        num_kv_heads=kv_heads,
+        mlp_dim_override=number(int, "feed_forward_length"),
         vocab_size=where[embedding][2][0],
-        norm_eps=_shortest(field("llama.attention.layer_norm_rms_epsilon")),
-        rope_theta=_shortest(field("llama.rope.freq_base", 10_000.0)),
+        norm_eps=_shortest(number(float, "attention.layer_norm_rms_epsilon")),
+        rope_theta=_shortest(number(float, "rope.freq_base", 10_000.0)),
         tie_embeddings=NAMES[HEAD] not in where,
     )
     for tensor in reader.tensors:
@@ -183,13 +195,14 @@ def read(file: Path) -> Source:
         data = np.fromfile(file, dtype, int(np.prod(shape)), offset=offset).reshape(shape)
         return from_pairs(gguf.dequantize(data, kind), place.name, cfg)
 
-    type = where[embedding][3].name.lower()
+    precision = where[embedding][3].name.lower()
     return Source(
         cfg=cfg,
-        seq_len=field("llama.context_length"),
-        type=type if type in TYPES else "f32",
+        seq_len=number(int, "context_length"),
+        type=precision if precision in TYPES else "f32",
         tokenizer=_read_vocabulary(file, field),
         matrix=matrix,
+        where=lambda place: f"{file}: tensor {NAMES[place.name].format(place.layer)}",
     )
 
 

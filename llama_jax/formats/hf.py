@@ -2,7 +2,9 @@
 
 import json
 import math
+from operator import index
 from pathlib import Path
+from typing import Any
 
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.formats import vocabulary
@@ -15,10 +17,12 @@ from llama_jax.formats.weights import (
     Source,
     Tensor,
     cast,
+    check_divisor,
     check_tensors,
     names_in,
     num_values,
     places,
+    positive,
     read_json,
     shapes,
     write_json,
@@ -149,8 +153,9 @@ def write_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
 
 def read(directory: Path) -> Source:
     """Raises UserError for what is damaged, missing or no LLaMA."""
-    config = read_json(directory / "config.json")
-    cfg = _model_config(directory / "config.json", config)
+    file = directory / "config.json"
+    config = read_json(file)
+    cfg, seq_len = _model_config(file, config), config.get("max_position_embeddings", 2048)
     found = tensors(directory)
     names = names_in(NAMES, cfg)
     expected = {name: shapes(cfg)[place.name] for name, place in names.items()}
@@ -159,17 +164,12 @@ def read(directory: Path) -> Source:
     tokenizer = directory / "tokenizer.model"
     return Source(
         cfg=cfg,
-        seq_len=config.get("max_position_embeddings", 2048),
+        seq_len=positive(int, file, "max_position_embeddings", seq_len),
         type=found[NAMES[EMBEDDING]].type,
         tokenizer=tokenizer.read_bytes() if tokenizer.exists() else None,
         matrix=lambda place: found[_name(place)].read(),
+        where=lambda place: f"{found[_name(place)].file}: tensor {_name(place)}",
     )
-
-
-REQUIRED = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("vocab_size", "rms_norm_eps"),
-)
 
 
 def _model_config(file: Path, config: dict) -> ModelConfig:
@@ -177,27 +177,36 @@ def _model_config(file: Path, config: dict) -> ModelConfig:
         if got not in accepted:
             raise UserError(f"{file}: {field} is {got!r}, and llama_jax knows {accepted[0]!r} only")
 
+    def number(kind: type, field: str, default: float | None = None) -> Any:
+        value = config.get(field)
+        return positive(kind, file, field, default if value is None else value)
+
     check("model_type", config.get("model_type"), "llama")
-    for field in REQUIRED:
-        if not isinstance(config.get(field), int | float) or config[field] <= 0:
-            raise UserError(f"{file}: {field} is {config.get(field)!r}, expected a number above 0")
+    dim, heads = number(int, "hidden_size"), number(int, "num_attention_heads")
+    kv_heads = number(int, "num_key_value_heads", heads)
+    check_divisor(file, "num_attention_heads", heads, "hidden_size", dim)
+    check_divisor(file, "num_key_value_heads", kv_heads, "num_attention_heads", heads)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    heads, dim = config["num_attention_heads"], config["hidden_size"]
+    if not isinstance(rope, dict):
+        raise UserError(f"{file}: rope_parameters is {rope!r}, expected an object")
+    config = config | rope
     check("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
-    check("head_dim", config.get("head_dim") or dim // heads, dim // heads)
+    check("partial_rotary_factor", config.get("partial_rotary_factor"), 1, None)
+    check("head_dim", config.get("head_dim"), dim // heads, None)
     check("hidden_act", config.get("hidden_act", "silu"), "silu")
     check("attention_bias", config.get("attention_bias", False), False)
     check("mlp_bias", config.get("mlp_bias", False), False)
     check("quantization_config", config.get("quantization_config"), None)
+    check("tie_word_embeddings", config.get("tie_word_embeddings", False), False, True)
     return ModelConfig(
-        num_layers=config["num_hidden_layers"],
+        num_layers=number(int, "num_hidden_layers"),
         embed_dim=dim,
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        mlp_dim_override=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        norm_eps=config["rms_norm_eps"],
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        num_kv_heads=kv_heads,
+        mlp_dim_override=number(int, "intermediate_size"),
+        vocab_size=number(int, "vocab_size"),
+        norm_eps=number(float, "rms_norm_eps"),
+        rope_theta=number(float, "rope_theta", 10_000.0),
         tie_embeddings=config.get("tie_word_embeddings", False),
     )
 
@@ -231,19 +240,24 @@ def shard(file: Path) -> dict[str, Tensor]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        entries = {
-            k: (v["dtype"], tuple(v["shape"]), *v["data_offsets"]) for k, v in header.items()
-        }
+        entries = {}
+        for name, entry in header.items():
+            start, end = map(index, entry["data_offsets"])
+            entries[name] = str(entry["dtype"]), tuple(map(index, entry["shape"])), start, end
     except (ValueError, AttributeError, KeyError, TypeError) as e:
-        raise UserError(f"{file}: is truncated or not safetensors: its header is no JSON") from e
+        raise UserError(f"{file}: is truncated or not safetensors, by its header") from e
     tensors = {}
     for name, (dtype, shape, start, end) in entries.items():
         if dtype not in dtypes:
             raise UserError(
                 f"{file}: tensor {name} is of type {dtype}, expected {', '.join(dtypes)}"
             )
-        if end - start != dtypes[dtype].itemsize * math.prod(shape):
-            raise UserError(f"{file}: tensor {name} has {end - start} bytes for shape {shape}")
+        num_bytes = dtypes[dtype].itemsize * math.prod(shape)
+        if not 0 <= start <= end or end - start != num_bytes:
+            raise UserError(
+                f"{file}: tensor {name} has data_offsets {start} to {end}, expected {num_bytes} "
+                f"bytes for shape {shape}"
+            )
         if 8 + length + end > size:
             raise UserError(
                 f"{file}: is truncated: tensor {name} ends at byte {8 + length + end}, the file at "

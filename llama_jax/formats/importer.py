@@ -78,16 +78,17 @@ def import_model(path: Path, out: Path, tokenizer: Path | None) -> Experiment:
     config.validate(experiment)
     draft = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     try:
+        draft.mkdir(parents=True)
         if model is not None:
             (draft / "tokenizer.model").write_bytes(model)
         _write_checkpoint(source, epath.Path(draft), experiment)
         (draft / "config.json").write_text(config.to_json(experiment))
-    except UserError:
-        shutil.rmtree(draft)
-        raise
-    draft.rename(out)
+        draft.rename(out)
+    except OSError as e:
+        raise UserError(f"--out: cannot write {out}: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return experiment
 
 
@@ -97,11 +98,18 @@ def _write_checkpoint(source: Source, workdir: epath.Path, experiment: Experimen
     fingerprints = dict.fromkeys(arrays, 0)
     meter = Meter(4 * num_values(cfg))
     for place in places(cfg):
-        matrix = source.matrix(place).astype(np.float32)
-        values = np.ascontiguousarray(from_matrix(matrix, place.name, cfg))
+        matrix = source.matrix(place).astype(np.float32, copy=False)
+        if not np.isfinite([matrix.min(), matrix.max()]).all():  # NaN is both
+            raise UserError(
+                f"{source.where(place)} has values that are no numbers or infinite, and so has "
+                "every text of this model; expected a sound copy of it"
+            )
+        values = from_matrix(matrix, place.name, cfg)
         array = arrays[place.name]
-        (array if place.layer is None else array[place.layer]).write(values).result()
-        fingerprints[place.name] += checkpoint.fingerprint_of(values, place.layer or 0)
+        checkpoint.write(array if place.layer is None else array[place.layer], values)
+        fingerprints[place.name] += checkpoint.fingerprint_of(
+            values, (place.layer or 0) * values.size
+        )
         meter.add(values.nbytes, "writing")
     meter.close()
     checkpoint.finish(workdir, experiment, {k: v % 2**32 for k, v in fingerprints.items()})

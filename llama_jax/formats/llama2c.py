@@ -65,4 +65,11 @@ def read(file: Path) -> Source:
     def matrix(place: Place) -> np.ndarray:
         return from_pairs(tensors[place].read(), place.name, cfg)
 
-    return Source(cfg=cfg, seq_len=seq_len, type="f32", tokenizer=None, matrix=matrix)
+    return Source(
+        cfg=cfg,
+        seq_len=seq_len,
+        type="f32",
+        tokenizer=None,
+        matrix=matrix,
+        where=lambda place: f"{file}: tensor {place.name}",
+    )

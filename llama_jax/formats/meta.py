@@ -13,9 +13,11 @@ from llama_jax.formats.weights import (
     Place,
     Source,
     cast,
+    check_divisor,
     check_tensors,
     from_pairs,
     names_in,
+    positive,
     read_json,
     shapes,
     to_pairs,
@@ -44,7 +46,11 @@ SPLIT_INPUTS = ("embed_VD", "layers/attn/wo_GRKD", "layers/mlp/w_down_FD")
 def write(checkpoint: Checkpoint, out: Path, type: str, shards: int) -> None:
     """shards: 1 for 7B, 2, 4 and 8 for 13B, 33B and 65B in Meta's release. Raises UserError."""
     cfg = checkpoint.cfg
-    for field, size in (("num_kv_heads", cfg.kv_heads), ("mlp_dim", cfg.mlp_dim)):
+    for field, size in (
+        ("num_kv_heads", cfg.kv_heads),
+        ("mlp_dim", cfg.mlp_dim),
+        ("vocab_size", cfg.vocab_size),
+    ):
         if size % shards:
             raise UserError(f"--shards: got {shards}, expected a divisor of model.{field}={size}")
     all_shapes = shapes(cfg) | {HEAD: shapes(cfg)["embed_VD"]}
@@ -108,12 +114,15 @@ def read(directory: Path) -> Source:
     """Of any number of shards. Raises UserError for what is damaged, missing or no LLaMA."""
     file = directory / "params.json"
     params = read_json(file)
-    for field in ("dim", "n_layers", "n_heads", "norm_eps"):
-        if not isinstance(params.get(field), int | float) or params[field] <= 0:
-            raise UserError(f"{file}: {field} is {params.get(field)!r}, expected a number above 0")
+    dim, heads = (positive(int, file, field, params.get(field)) for field in ("dim", "n_heads"))
+    kv_heads = positive(int, file, "n_kv_heads", params.get("n_kv_heads") or heads)
+    if params.get("use_scaled_rope"):
+        raise UserError(f"{file}: use_scaled_rope is true, and llama_jax knows false only")
+    check_divisor(file, "n_heads", heads, "dim", dim)
+    check_divisor(file, "n_kv_heads", kv_heads, "n_heads", heads)
     files = _files(directory)
-    found = [pth.read(file) for file in files]
-    dim, first = params["dim"], found[0]
+    found = [pth.read(path) for path in files]
+    first = found[0]
     gate, query, embedding = (
         NAMES[name].format(0) for name in ("layers/mlp/w_gate_DF", QUERY, "embed_VD")
     )
@@ -126,22 +135,22 @@ def read(directory: Path) -> Source:
             f"{first[query].shape[0]} of {dim} rows; consolidated.{len(files):02d}.pth is missing"
         )
     cfg = ModelConfig(
-        num_layers=params["n_layers"],
+        num_layers=positive(int, file, "n_layers", params.get("n_layers")),
         embed_dim=dim,
-        num_heads=params["n_heads"],
-        num_kv_heads=params.get("n_kv_heads") or params["n_heads"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
         mlp_dim_override=first[gate].shape[0] * len(files),
         vocab_size=first[embedding].shape[0],
-        norm_eps=params["norm_eps"],
-        rope_theta=float(params.get("rope_theta", 10_000.0)),
+        norm_eps=positive(float, file, "norm_eps", params.get("norm_eps")),
+        rope_theta=positive(float, file, "rope_theta", params.get("rope_theta", 10_000.0)),
     )
     names = names_in(NAMES, cfg)
-    for file, shard in zip(files, found, strict=True):
+    for path, shard in zip(files, found, strict=True):
         expected = {
             name: _part(shapes(cfg)[place.name], place.name, len(files))
             for name, place in names.items()
         }
-        check_tensors({k: (file, t.shape) for k, t in shard.items()}, expected, ["rope.freqs"])
+        check_tensors({k: (path, t.shape) for k, t in shard.items()}, expected, ["rope.freqs"])
 
     def matrix(place: Place) -> np.ndarray:
         name = NAMES[place.name].format(place.layer)
@@ -156,6 +165,7 @@ def read(directory: Path) -> Source:
         type=first[embedding].type,
         tokenizer=tokenizer.read_bytes() if tokenizer.exists() else None,
         matrix=matrix,
+        where=lambda place: f"{directory}: tensor {NAMES[place.name].format(place.layer)}",
     )
 
 

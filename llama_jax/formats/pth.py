@@ -71,6 +71,11 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises UserError.
     """
     torch = import_torch()
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path}: is truncated, or not the zip file that torch.save writes since PyTorch 1.6; "
+            "expected that one: load it with torch, and save it again"
+        )
     try:
         with (
             torch._subclasses.FakeTensorMode()

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -172,7 +172,7 @@ class Checkpoint:
             reason = f"{place.name}: {str(e).partition(' [')[0]}"
             raise checkpoint.damaged(self.workdir, self.step, reason) from e
         if place not in self._found:
-            self._found[place] = checkpoint.fingerprint_of(values, place.layer or 0)
+            self._found[place] = checkpoint.fingerprint_of(values, (place.layer or 0) * values.size)
         self.observe(values.nbytes)
         return to_matrix(values, place.name, self.cfg)
 
@@ -213,6 +213,7 @@ class Source:
     type: str  # of TYPES: the precision that the values have
     tokenizer: bytes | None  # a SentencePiece model
     matrix: Callable[[Place], np.ndarray]  # rotary layout and shape are ours
+    where: Callable[[Place], str]  # its file and the file's name of it
 
 
 def names_in(template: dict[str, str], cfg: ModelConfig) -> dict[str, Place]:
@@ -239,6 +240,20 @@ def check_tensors(
     for name, (file, _) in found.items():
         if name not in expected and not name.endswith(tuple(ignored)):
             raise UserError(f"{file}: tensor {name} is of no LLaMA that llama_jax knows")
+
+
+def positive(kind: type, file: Path, field: str, value: Any) -> Any:
+    """The value, of a model's configuration, as an int or a float. Raises UserError."""
+    accepted = "whole number" if kind is int else "number"
+    given = type(value) is int or (kind is float and type(value) is float)
+    if not given or not 0 < value < math.inf:
+        raise UserError(f"{file}: {field} is {value!r}, expected a {accepted} above 0")
+    return kind(value)
+
+
+def check_divisor(file: Path, field: str, value: int, of: str, size: int) -> None:
+    if size % value:
+        raise UserError(f"{file}: {field} is {value}, expected a divisor of {of}, {size}")
 
 
 def read_json(file: Path) -> dict:
