@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import sentencepiece
 from etils import epath
 from exports import (
     GQA,
@@ -28,8 +29,8 @@ from exports import (
 
 from llama_jax import checkpoint, config
 from llama_jax.config import ModelConfig, UserError
-from llama_jax.data.tokenizer import EMBEDDED
-from llama_jax.formats import hf, meta
+from llama_jax.data.tokenizer import EMBEDDED, MUST_SURVIVE
+from llama_jax.formats import hf, meta, vocabulary
 from llama_jax.formats.importer import import_model
 from llama_jax.formats.weights import parameter_shapes, shapes
 
@@ -158,6 +159,52 @@ def test_one_command_goes_from_a_model_to_text(runs, tmp_path):
     assert done.stdout == expected.stdout and done.stdout.startswith("Once")
     both = main("sample", runs / "gqa", "--from", tmp_path / "hf", *options)
     assert both.returncode == 2 and "either WORKDIR or --from" in both.stderr
+
+
+TOKENIZERS = [EMBEDDED, *(SHARED / "tokenizers").glob("[lm]*.model")]
+
+
+@pytest.mark.parametrize("transformers5", [False, True])
+@pytest.mark.parametrize("path", TOKENIZERS, ids=lambda path: path.name)
+def test_a_tokenizer_json_gives_the_ids_of_the_tokenizers_package(path, transformers5):
+    tokenizers = pytest.importorskip("tokenizers")
+    written = vocabulary.hugging_face(vocabulary.parse(path.read_bytes()))
+    if transformers5:
+        written |= {"normalizer": None, "pre_tokenizer": vocabulary.METASPACE}
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(written))
+    theirs.encode_special_tokens = True  # "<s>" in a text is text
+    ours = sentencepiece.SentencePieceProcessor(
+        model_proto=vocabulary.from_hugging_face(written, bos_id=1, eos_id=2)
+    )
+    for text in (*MUST_SURVIVE, "x" + "x".join(MUST_SURVIVE), Path(__file__).read_text()):
+        if not (transformers5 and text.startswith(" ")):
+            assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids, text
+
+
+def test_a_directory_with_tokenizer_json_alone_has_its_tokenizer(good, tmp_path):
+    copy = shutil.copytree(good / "hf", tmp_path / "hf")
+    (copy / "tokenizer.model").unlink()
+    import_model(copy, tmp_path / "run", None)
+    ours, expected = (
+        sentencepiece.SentencePieceProcessor(model_file=str(path))
+        for path in (tmp_path / "run/tokenizer.model", EMBEDDED)
+    )
+    for text in MUST_SURVIVE:
+        assert ours.encode(text) == expected.encode(text)
+    shutil.rmtree(tmp_path / "run")
+    whole = json.loads((copy / "tokenizer.json").read_text())
+    for model, match in (
+        ({"byte_fallback": False}, "its model is not BPE with byte_fallback"),
+        ({"merges": whole["model"]["merges"][:-1]}, "its merges leave out some"),
+        ({"vocab": whole["model"]["vocab"] | {"x": 9999}}, "the ids of its tokens are not"),
+    ):
+        written = whole | {"model": whole["model"] | model}
+        (copy / "tokenizer.json").write_text(json.dumps(written))
+        refused(copy, tmp_path, f"hf/tokenizer.json: cannot be made a SentencePiece model: {match}")
+    for field, value in (("normalizer", {"type": "NFC", "normalizers": []}), ("pre_tokenizer", {})):
+        (copy / "tokenizer.json").write_text(json.dumps(whole | {field: value}))
+        refused(copy, tmp_path, "its normalizer or pre_tokenizer is not LLaMA's; .* --tokenizer")
+    import_model(copy, tmp_path / "run", EMBEDDED)
 
 
 def test_a_workdir_that_was_moved_has_its_tokenizer(good, tmp_path):
@@ -350,6 +397,8 @@ def test_a_tokenizer_of_another_model_is_refused(good, tmp_path):
     refused(copy, tmp_path, match, other)
     shutil.copy(other, copy / "tokenizer.model")
     refused(copy, tmp_path, "hf: the tokenizer has 32000 pieces")
+    shutil.copy(SHARED / "weights/tok512.model", copy / "tokenizer.model")
+    refused(copy, tmp_path, "hf: the tokenizer has only 512 pieces for the model's 2080 rows")
     (copy / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # as tiktoken's are
     refused(copy, tmp_path, "hf: the tokenizer is not a SentencePiece model")
     refused(copy, tmp_path, "no file .*nowhere.model", tmp_path / "nowhere.model")

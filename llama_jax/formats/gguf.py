@@ -200,7 +200,7 @@ def read(file: Path) -> Source:
         cfg=cfg,
         seq_len=number(int, "context_length"),
         type=precision if precision in TYPES else "f32",
-        tokenizer=_read_vocabulary(file, field),
+        tokenizer=lambda: _read_vocabulary(file, field),
         matrix=matrix,
         where=lambda place: f"{file}: tensor {NAMES[place.name].format(place.layer)}",
     )

@@ -23,6 +23,7 @@ from llama_jax.formats.weights import (
     num_values,
     places,
     positive,
+    read_if_there,
     read_json,
     shapes,
     write_json,
@@ -161,15 +162,30 @@ def read(directory: Path) -> Source:
     expected = {name: shapes(cfg)[place.name] for name, place in names.items()}
     ignored = ["rotary_emb.inv_freq", *([NAMES[HEAD]] if cfg.tie_embeddings else [])]
     check_tensors({k: (t.file, t.shape) for k, t in found.items()}, expected, ignored)
-    tokenizer = directory / "tokenizer.model"
     return Source(
         cfg=cfg,
         seq_len=positive(int, file, "max_position_embeddings", seq_len),
         type=found[NAMES[EMBEDDING]].type,
-        tokenizer=tokenizer.read_bytes() if tokenizer.exists() else None,
+        tokenizer=lambda: _read_tokenizer(directory, config),
         matrix=lambda place: found[_name(place)].read(),
         where=lambda place: f"{found[_name(place)].file}: tensor {_name(place)}",
     )
+
+
+def _read_tokenizer(directory: Path, config: dict) -> bytes | None:
+    """tokenizer.model, or what tokenizer.json says in its stead."""
+    file = directory / "tokenizer.json"
+    if (directory / "tokenizer.model").exists() or not file.exists():
+        return read_if_there(directory / "tokenizer.model")
+    try:
+        return vocabulary.from_hugging_face(
+            read_json(file), config["bos_token_id"], config["eos_token_id"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(
+            f"{file}: cannot be made a SentencePiece model: {e}; expected LLaMA's kind, or give "
+            "the model's tokenizer.model with --tokenizer"
+        ) from e
 
 
 def _model_config(file: Path, config: dict) -> ModelConfig:

@@ -28,6 +28,7 @@ from llama_jax.formats.weights import (
 )
 
 UNFINISHED = ".unfinished"
+PADDING = 128  # a model's rows are often made a multiple of this
 
 
 def open_source(path: Path) -> Source:
@@ -55,11 +56,16 @@ def import_model(path: Path, out: Path, tokenizer: Path | None) -> Experiment:
     source = open_source(path)
     if out.exists():
         raise UserError(f"--out: {out} is there already; expected the name of a new workdir")
-    model = sentencepieces.find(str(tokenizer)).read_bytes() if tokenizer else source.tokenizer
+    model = sentencepieces.find(str(tokenizer)).read_bytes() if tokenizer else source.tokenizer()
     if model is not None:
         where = f"{tokenizer or path}: the tokenizer"
         pieces = sentencepieces.from_bytes(model, where).vocab_size()
         vocabulary.check_size(pieces, source.cfg.vocab_size, where)
+        if source.cfg.vocab_size >= pieces + PADDING:
+            raise UserError(
+                f"{where} has only {pieces} pieces for the model's {source.cfg.vocab_size} rows; "
+                "expected the tokenizer that it was trained with; give it with --tokenizer"
+            )
     experiment = Experiment(
         model=dataclasses.replace(
             source.cfg, compute_dtype="bfloat16" if source.type == "bf16" else "float32"

@@ -69,7 +69,7 @@ def read(file: Path) -> Source:
         cfg=cfg,
         seq_len=seq_len,
         type="f32",
-        tokenizer=None,
+        tokenizer=lambda: None,
         matrix=matrix,
         where=lambda place: f"{file}: tensor {place.name}",
     )

@@ -18,6 +18,7 @@ from llama_jax.formats.weights import (
     from_pairs,
     names_in,
     positive,
+    read_if_there,
     read_json,
     shapes,
     to_pairs,
@@ -158,12 +159,11 @@ def read(directory: Path) -> Source:
         whole = shards[0] if shards[0].ndim == 1 else np.concatenate(shards, _axis(place.name))
         return from_pairs(whole, place.name, cfg)
 
-    tokenizer = directory / "tokenizer.model"
     return Source(
         cfg=cfg,
         seq_len=2048,  # the format does not say
         type=first[embedding].type,
-        tokenizer=tokenizer.read_bytes() if tokenizer.exists() else None,
+        tokenizer=lambda: read_if_there(directory / "tokenizer.model"),
         matrix=matrix,
         where=lambda place: f"{directory}: tensor {NAMES[place.name].format(place.layer)}",
     )

@@ -1,11 +1,14 @@
 """SentencePiece models in the terms of other tokenizers, and back."""
 
+import re
 from typing import Any
 
 from llama_jax.config import UserError
 
-NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6  # types of pieces; GGUF numbers them so too
+# Types of pieces; GGUF numbers them so too.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
+METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}
 
 
 def _proto() -> Any:
@@ -25,7 +28,7 @@ def parse(model: bytes):
         ("precompiled_charsmap", normalizer.precompiled_charsmap, b""),
         ("add_dummy_prefix", normalizer.add_dummy_prefix, True),
         ("escape_whitespaces", normalizer.escape_whitespaces, True),
-        ("user-defined pieces", [p.piece for p in parsed.pieces if p.type == 4], []),
+        ("user-defined pieces", [p.piece for p in parsed.pieces if p.type == USER_DEFINED], []),
     ):
         if got != accepted:
             raise UserError(
@@ -116,6 +119,46 @@ def _merges(parsed) -> list[list[str]]:
         if piece[:cut] in scores and piece[cut:] in scores
     ]
     return [[left, right] for _, _, left, right in sorted(pairs)]
+
+
+def from_hugging_face(tokenizer: dict, bos_id: int, eos_id: int) -> bytes:
+    """The inverse of hugging_face(), also of a tokenizer.json as transformers 5 writes it, which
+    differs for texts that begin with a space. Raises ValueError for what has no inverse."""
+    model = tokenizer["model"]
+    if (model["type"], model["byte_fallback"]) != ("BPE", True):
+        raise ValueError("its model is not BPE with byte_fallback, as LLaMA's is")
+    added = {token["content"]: token for token in tokenizer["added_tokens"]}
+    ids = model["vocab"] | {piece: token["id"] for piece, token in added.items()}
+    pieces = sorted(ids, key=lambda piece: ids[piece])
+    if [ids[piece] for piece in pieces] != list(range(len(pieces))):
+        raise ValueError("the ids of its tokens are not 0, 1, 2 and so on")
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    ranks = {piece: i for i, piece in enumerate(dict.fromkeys(map("".join, merges)))}
+    unknown = model["unk_token"] or "<unk>"
+
+    def kind(piece: str) -> int:
+        if piece == unknown:
+            return UNKNOWN
+        if piece in added:
+            return CONTROL if added[piece]["special"] else USER_DEFINED
+        if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+            return BYTE
+        return NORMAL if len(piece) == 1 or piece in ranks else UNUSED
+
+    normalizer, split = tokenizer["normalizer"], tokenizer["pre_tokenizer"]
+    made = sentencepiece(
+        pieces,
+        [-float(ranks.get(piece, len(ranks))) for piece in pieces],
+        [kind(piece) for piece in pieces],
+        {"unk_id": ids[unknown], "bos_id": bos_id, "eos_id": eos_id},
+        extra_spaces=normalizer is not None and len(normalizer["normalizers"]) > 2,
+    )
+    again = hugging_face(parse(made))
+    if (normalizer, split) not in ((again["normalizer"], None), (None, METASPACE)):
+        raise ValueError("its normalizer or pre_tokenizer is not LLaMA's")
+    if not set(merges).issuperset(map(tuple, again["model"]["merges"])):
+        raise ValueError("its merges leave out some that SentencePiece would make")
+    return made
 
 
 def sentencepiece(

@@ -211,7 +211,7 @@ class Source:
     cfg: ModelConfig
     seq_len: int
     type: str  # of TYPES: the precision that the values have
-    tokenizer: bytes | None  # a SentencePiece model
+    tokenizer: Callable[[], bytes | None]  # a SentencePiece model, if one comes with it
     matrix: Callable[[Place], np.ndarray]  # rotary layout and shape are ours
     where: Callable[[Place], str]  # its file and the file's name of it
 
@@ -254,6 +254,10 @@ def positive(kind: type, file: Path, field: str, value: Any) -> Any:
 def check_divisor(file: Path, field: str, value: int, of: str, size: int) -> None:
     if size % value:
         raise UserError(f"{file}: {field} is {value}, expected a divisor of {of}, {size}")
+
+
+def read_if_there(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
 
 
 def read_json(file: Path) -> dict:
