@@ -213,6 +213,39 @@ def test_a_workdir_that_was_moved_has_its_tokenizer(good, tmp_path):
     assert experiment_of(moved).data.tokenizer == str(moved / "tokenizer.model")
 
 
+# In a process of its own. What the code and its libraries take is known from a small vocabulary.
+MEMORY = """
+import struct, sys
+from pathlib import Path
+from llama_jax.formats.importer import import_model
+
+def status(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
+
+for vocab_size in (2048, 160_000):
+    file = Path(sys.argv[1]) / f"{vocab_size}.bin"
+    file.write_bytes(struct.pack("<7i", 512, 64, 1, 8, 8, -vocab_size, 16))
+    with open(file, "r+b") as opened:
+        values = 2 * vocab_size * 512 + 4 * 512**2 + 3 * 64 * 512 + 3 * 512 + 16 * 64
+        opened.truncate(28 + 4 * values)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
+    before = status("VmRSS")
+    import_model(file, file.with_suffix(""), None)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory from /proc")
+def test_an_import_holds_one_copy_of_a_large_embedding(tmp_path, monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # or glibc keeps what each thread has freed
+    done = child(MEMORY, tmp_path)
+    assert done.returncode == 0, done.stderr
+    embedding = 4 * 160_000 * 512
+    assert int(done.stdout) < 1.9 * embedding
+
+
 # What is not finished
 
 
