@@ -596,9 +596,15 @@ def import_(args: argparse.Namespace) -> int:
     from llama_jax.formats.importer import import_model
 
     experiment = import_model(args.source, args.out, args.tokenizer)
-    print(f"wrote {args.out}; llama-jax sample {args.out} --prompt TEXT")
-    if not Path(experiment.data.tokenizer).exists():
-        print(f"no tokenizer came with it; put one at {experiment.data.tokenizer}", file=sys.stderr)
+    if Path(experiment.data.tokenizer).exists():
+        print(f"wrote {args.out}; llama-jax sample {args.out} --prompt TEXT")
+        return 0
+    print(f"wrote {args.out}")
+    print(
+        "no tokenizer came with it, and without one it cannot be sampled: put the model's "
+        f"tokenizer.model at {experiment.data.tokenizer}, or import again with --tokenizer",
+        file=sys.stderr,
+    )
     return 0
 
 
