@@ -99,9 +99,7 @@ def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
     runs: dict[str, Run] = {}
     for name, experiment in found.items():
         if not isinstance(experiment, Experiment):
-            raise UserError(
-                f"{path}: {name!r} is a {type(experiment).__name__}, not an Experiment"
-            )
+            raise UserError(f"{path}: {name!r} is a {type(experiment).__name__}, not an Experiment")
         try:
             for text in overrides:
                 experiment = config.override(experiment, text)
