@@ -291,37 +291,37 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument(
         "--laws", required=True, help="a laws.json of fit, or the name of a published law"
     )
-    v.add_argument("--inference-tokens", type=number(float, 1), help="served over the model's life")
-    v.add_argument("--requests-per-day", type=number(float, 0), help="instead, with these two:")
-    v.add_argument("--tokens-per-request", type=number(float, 0), help="prompt and answer")
-    v.add_argument("--months", type=number(float, 0), help="of serving")
+    v.add_argument("--inference-tokens", type=positive(), help="served over the model's life")
+    v.add_argument("--requests-per-day", type=positive(), help="instead, with these two:")
+    v.add_argument("--tokens-per-request", type=positive(), help="prompt and answer")
+    v.add_argument("--months", type=positive(), help="of serving")
     target = v.add_mutually_exclusive_group(required=True)
     target.add_argument(
-        "--quality-of", type=number(float, 1), help="N: the loss of a compute-optimal model of N"
+        "--quality-of", type=positive(), help="N: the loss of a compute-optimal model of N"
     )
-    target.add_argument("--loss", type=number(float, 0), help="nats a token, as in the law's table")
+    target.add_argument("--loss", type=positive(), help="nats a token, as in the law's table")
     target.add_argument(
-        "--train-flops", type=number(float, 1), help="C: the loss of a compute-optimal model of C"
+        "--train-flops", type=positive(), help="C: the loss of a compute-optimal model of C"
     )
     for unit, name in (("flops", "FLOPs"), ("money", "dollars"), ("energy", "MWh")):
         target.add_argument(
-            f"--total-{unit}",
-            type=number(float, 0),
-            help=f"X: the best loss for {name} in all",
+            f"--total-{unit}", type=positive(), help=f"X: the best loss for {name} in all"
         )
     v.add_argument("--train-chip", default="a100", help="a chip of plan (default: a100)")
     v.add_argument("--serve-chip", default="a100", help="a chip of plan (default: a100)")
-    v.add_argument("--train-price", type=number(float, 0), help="dollars for a chip and hour")
-    v.add_argument("--serve-price", type=number(float, 0), help="dollars for a chip and hour")
+    v.add_argument("--train-price", type=positive(), help="dollars for a chip and hour")
+    v.add_argument("--serve-price", type=positive(), help="dollars for a chip and hour")
     for name, meaning in (
         ("train-mfu", "share of the peak that training reaches"),
         ("prefill-mfu", "the same for prompts"),
         ("decode-mfu", "the same for answers"),
-        ("prompt-share", "prompts' share of the tokens served"),
     ):
-        v.add_argument(f"--{name}", type=number(float, 0, 1), help=meaning)
-    v.add_argument("--max-weights-gb", type=number(float, 0), help="memory for the weights, bf16")
-    v.add_argument("--max-ms-per-token", type=number(float, 0), help="on one serving chip, batch 1")
+        v.add_argument(f"--{name}", type=positive(1), help=meaning)
+    v.add_argument(
+        "--prompt-share", type=number(float, 0, 1), help="prompts' share of the tokens served"
+    )
+    v.add_argument("--max-weights-gb", type=positive(), help="memory for the weights, bf16")
+    v.add_argument("--max-ms-per-token", type=positive(), help="on one serving chip, batch 1")
     v.add_argument("--figure", type=Path, help="draw cost against demand into this .png or .svg")
     v.add_argument("--json", action="store_true", help="print JSON")
     return p
@@ -338,6 +338,20 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
         return value
 
     parse.__name__ = kind.__name__
+    return parse
+
+
+def positive(high: float = sys.float_info.max) -> Callable[[str], float]:
+    """As number, of one that is finite and above 0."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not 0 < value <= high:
+            limit = f", at most {high}" if high < sys.float_info.max else ""
+            raise argparse.ArgumentTypeError(f"got {text}, expected a finite number above 0{limit}")
+        return value
+
+    parse.__name__ = "float"
     return parse
 
 
@@ -702,8 +716,8 @@ def budget(args: argparse.Namespace) -> int:
     )
     targets = ("quality_of", "loss", "train_flops", "total_flops", "total_money", "total_energy")
     target = next((kind, given[kind]) for kind in targets if given[kind] is not None)
-    law, samples, max_ratio = read_law(args.laws)
-    found = decide(law, samples, max_ratio, served, target, assumptions)
+    law, samples, ranges = read_law(args.laws)
+    found = decide(law, samples, ranges, served, target, assumptions)
     if args.figure:
         from llama_jax.scaling.figures import draw_budget
 

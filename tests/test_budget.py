@@ -11,7 +11,7 @@ from llama_jax.config import UserError
 from llama_jax.plan.slices import CHIPS
 from llama_jax.scaling import optimum, serving
 from llama_jax.scaling.decision import LLAMA, Decision, decide
-from llama_jax.scaling.law import NAMES, PUBLISHED, Law
+from llama_jax.scaling.law import NAMES, PUBLISHED, PUBLISHED_RANGES, Law
 from llama_jax.scaling.optimum import Choice
 from llama_jax.scaling.serving import Assumptions
 
@@ -22,7 +22,7 @@ A100 = CHIPS["a100"]
 
 def decided(law="sardana", served=2e12, target=("quality_of", 13e9), **assumed) -> Decision:
     assumptions = dataclasses.replace(ASSUMED, **assumed)
-    return decide(PUBLISHED[law], None, 341.0, served, target, assumptions)
+    return decide(PUBLISHED[law], None, PUBLISHED_RANGES, served, target, assumptions)
 
 
 def values(decision: Decision, choice: str) -> dict[str, float]:
@@ -120,7 +120,8 @@ def test_the_demand_of_an_optimum_is_the_demand_it_was_made_for():
     assert optimum.optimal_demand(law, choice) == pytest.approx(3e12, rel=1e-6)
     chinchilla = optimum.chinchilla_of_loss(law, 2.0)
     assert optimum.optimal_demand(law, chinchilla) == pytest.approx(0, abs=1)
-    assert np.isnan(optimum.break_even(chinchilla, choice))
+    assert optimum.break_even(chinchilla, choice) == np.inf
+    assert np.isnan(optimum.break_even(Choice(np.nan, np.nan), choice))
 
 
 # Limits of serving
@@ -149,7 +150,15 @@ def test_what_cannot_be_reached_is_said():
         decided(target=("total_energy", 1e3), serve_chip="v5e")
     with pytest.raises(UserError, match="--serve-chip: no chip 'b300'; there are v4, v5e"):
         serving.resolve(Assumptions(serve_chip="b300"))
-    assert set(decided(serve_chip="v5e", serve_price=None).choices) == {"chinchilla", "flops"}
+    with pytest.raises(UserError, match="--total-flops: got 100, expected more: .* one parameter"):
+        decided(target=("total_flops", 100))
+    found = decided(train_chip="v5p", serve_chip="v5e", train_price=4.2, serve_price=None)
+    assert set(found.choices) == {"chinchilla", "flops"}
+    assert found.omitted == {
+        "money": "no price of v5e is known; give --serve-price",
+        "energy": "there is no public figure of the power of v5p or v5e",
+    }
+    assert serving.resolve(Assumptions(train_price=0)).train_price == 0
 
 
 # LLaMA
@@ -208,16 +217,19 @@ def test_llamas_hours_energy_and_carbon(name):
 def test_intervals_are_those_of_the_bootstraps_decisions():
     several = [PUBLISHED[name] for name in ("hoffmann", "sardana", "besiroglu")]
     samples = Law(**{n: np.array([getattr(law, n) for law in several]) for n in NAMES})
-    found = decide(PUBLISHED["sardana"], samples, 341.0, 2e12, ("quality_of", 13e9), ASSUMED)
+    rest = (PUBLISHED_RANGES, 2e12)
+    found = decide(PUBLISHED["sardana"], samples, *rest, ("quality_of", 13e9), ASSUMED)
     assert values(found, "flops") == pytest.approx(values(decided(), "flops"))
     one_by_one = [
         values(decided(name), "flops")["parameters"]
         for name in ("hoffmann", "sardana", "besiroglu")
     ]
-    expected = np.quantile(one_by_one, [0.025, 0.975])
-    assert found.choices["flops"]["parameters"].interval == pytest.approx(tuple(expected))
+    expected = min(one_by_one), max(one_by_one)
+    assert found.choices["flops"]["parameters"].interval == pytest.approx(expected)
+    # Under one of the laws LLaMA-33B is not smaller than Chinchilla's: it never breaks even.
+    assert found.llama["LLaMA-33B"]["break-even tokens"].interval[1] == np.inf
     assert found.reached == 1
-    low = decide(PUBLISHED["sardana"], samples, 341.0, 2e12, ("loss", 1.75), ASSUMED)
+    low = decide(PUBLISHED["sardana"], samples, *rest, ("loss", 1.75), ASSUMED)
     assert low.reached == 0.75  # besiroglu's E is above
 
 
@@ -236,7 +248,11 @@ def test_the_table_shows_the_choice_and_all_it_rests_on(tmp_path):
         *("--decode-mfu", "0.02", "--figure", str(figure)),
     )
     assert done.returncode == 0, done.stderr
-    for text in ("13B", "6.97B", "1.25T", "17.4%", "LLaMA-65B", "decode_mfu 0.02: given"):
+    for text in (
+        *("13B", "6.97B", "1.25T", "17.4% by FLOPs", "LLaMA-65B", "decode_mfu 0.02: given"),
+        "target --quality-of 13B",
+        "that the law was fitted to: Chinchilla's D x 1.81, C x 3.46; fewest FLOPs D x 3.92,",
+    ):
         assert text in done.stdout
     for name, value in dataclasses.asdict(ASSUMED).items():
         assert value is None or name in done.stdout
@@ -250,6 +266,21 @@ def test_the_table_shows_the_choice_and_all_it_rests_on(tmp_path):
         (["--loss", "2", "--inference-tokens", "1e12", "--months", "3"], "the demand: give"),
         (["--inference-tokens", "1e12"], "one of the arguments --quality-of"),
         (["--laws", "x.json", "--loss", "2", "--inference-tokens", "1"], "cannot read 'x.json'"),
+        *(
+            (
+                [*args, number],
+                f"argument {args[-1]}: got {number}, expected a finite number above 0",
+            )
+            for args, number in (
+                (["--inference-tokens", "1e12", "--loss"], "inf"),
+                (["--inference-tokens", "1e12", "--loss"], "0"),
+                (["--inference-tokens", "1e12", "--total-flops"], "0"),
+                (["--loss", "2", "--inference-tokens"], "inf"),
+                (["--decode-mfu"], "0"),
+                (["--train-price"], "0"),
+                (["--max-weights-gb"], "0"),
+            )
+        ),
     ],
 )
 def test_a_demand_or_law_that_will_not_do_is_refused(args, message, monkeypatch, capsys):

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,8 +9,16 @@ import numpy as np
 import pytest
 
 from llama_jax.config import UserError
-from llama_jax.scaling import envelope, isoflop, parametric, points
-from llama_jax.scaling.fit import Fit, _isoflop_warnings, fit, interval, read_law
+from llama_jax.scaling import envelope, isoflop, parametric, points, report
+from llama_jax.scaling.fit import (
+    Fit,
+    _design_warnings,
+    _isoflop,
+    _isoflop_warnings,
+    fit,
+    interval,
+    read_law,
+)
 from llama_jax.scaling.law import NAMES, PUBLISHED, Law, PowerLaw
 from llama_jax.scaling.points import Columns, Points
 
@@ -270,6 +279,13 @@ def test_a_run_ends_with_its_row_of_most_tokens(tmp_path):
     ("text", "message"),
     [
         ("", "no column 'loss'; there are none"),
+        ("N;D;loss\n1;2;3\n", "no column 'loss'; .*; expected ',' between columns, and found ';'"),
+        ("N,D,loss\n", "no row is left: 0 rows"),
+        (
+            "N,D,loss,run\n1e7,1e9,3,a\n1e8,1e9,2.5,a\n",
+            "column 'run': the rows of 'a' have from 1e\\+07 to 1e\\+08 parameters, expected one "
+            "model a run; give --run",
+        ),
         ("N,D,C\n1,2,12\n", "no column 'loss'; there are N, D, C"),
         ("N,size,loss\n1,2,3\n", "two of parameters, tokens and FLOPs are needed"),
         ("N,D,loss\n1,2,3\n1,2,nan\n", "line 3, column 'loss': got 'nan', expected a number"),
@@ -285,6 +301,18 @@ def test_a_table_that_will_not_do_is_refused_in_one_line(tmp_path, text, message
     with pytest.raises(UserError, match=message) as error:
         fit(points.read(path, Columns()), str(path), bootstraps=2, seed=0)
     assert "\n" not in str(error.value) and "results.csv" in str(error.value)
+
+
+def test_a_table_of_which_no_row_is_left_is_refused(tmp_path):
+    path = write(tmp_path / "t.csv", isoflop_table(0, 0))
+    with pytest.raises(UserError, match="35 rows, none with 1e\\+06 tokens per .*--min-tokens"):
+        points.read(path, Columns(), min_tokens_per_param=1e6)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_columns_name(tmp_path):
+    path = write(tmp_path / "t.csv", isoflop_table(0, 0))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(points.read(path, Columns())) == 35
 
 
 def test_a_missing_table_or_column_is_named(tmp_path):
@@ -315,6 +343,47 @@ def test_what_the_data_cannot_say_is_a_warning():
     assert "alpha is not identified" in text or "beta is not identified" in text
     assert "Approach 2: 0 budgets with 4 sizes or more" in text
     assert "Approach 1: 1 sizes on the envelope" in text or "Approach 1: 0 sizes" in text
+
+
+def test_flops_that_are_not_6nd_are_a_warning():
+    table = isoflop_table(0, 0)
+    assert not [text for text in _design_warnings(table) if "6ND" in text]
+    without_embeddings = dataclasses.replace(table, params=0.8 * table.params)
+    (text,) = _design_warnings(without_embeddings)
+    assert "the table's FLOPs are 1.25 of 6ND (the median): Approaches 1 and 2 go by" in text
+
+
+def test_never_is_a_part_of_an_interval_and_what_failed_is_not():
+    assert interval(np.array([1.0, 2.0, np.inf, np.nan])) == (1.0, np.inf)
+    assert np.isnan(interval(np.array([np.nan]))).all()
+
+
+def test_a_row_beyond_the_runs_says_how_far():
+    fitted = {"parameters": (1e6, 1e9), "training tokens": (1e9, 1e11), "training FLOPs": (1, 2)}
+    values = {"N": 3e9, "D": 1e8, "C": 2.0}
+    assert report._beyond(values, fitted) == "N x 3, D / 10"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (6.97e9, "6.97B"),
+        (9.999e11, "1T"),
+        (999.9, "1K"),
+        (-2.5e9, "-2.5B"),
+        (2e15, "2.00e+15"),
+        (np.inf, "never"),
+        (np.nan, "-"),
+    ],
+)
+def test_a_quantity_has_three_digits_and_the_letter_that_fits_them(value, text):
+    assert report.quantity(value) == text
+
+
+def test_too_few_to_leave_one_out_is_said():
+    budgets = isoflop.find_budgets(isoflop_table(0.003, 0, budgets=2))
+    approach = _isoflop(budgets, 10, np.random.default_rng(0))
+    assert report._leave_out(approach) == "-"
 
 
 def test_an_optimum_at_the_edge_of_a_parabola_is_a_warning():
@@ -362,9 +431,10 @@ def test_fit_writes_laws_and_figures(command):
     found = json.loads((out / "laws.json").read_text())
     a = found["approach_1"]["N_opt"]
     assert a["exponent_interval"][0] <= a["exponent"] <= a["exponent_interval"][1]
-    law, samples, ratio = read_law(str(out / "laws.json"))
+    law, samples, fitted = read_law(str(out / "laws.json"))
+    assert fitted["parameters"] == pytest.approx((5e7, 1e10))
+    assert "C x 100, N x" in done.stdout.replace("\n", " ")
     assert vars(law) == found["approach_3"]["law"] and len(samples.E) == 20
-    assert ratio == pytest.approx(found["max_tokens_per_param"])
     assert law.loss(1e9, 1e11) == pytest.approx(TRUE.loss(1e9, 1e11), rel=0.01)
 
 

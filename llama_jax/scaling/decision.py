@@ -25,6 +25,14 @@ LLAMA = {
 }
 
 
+# The quantities that a unit's costs are, of training and in all.
+COSTS = {
+    "flops": ("training FLOPs", "total FLOPs"),
+    "money": ("training dollars", "total dollars"),
+    "energy": ("training MWh", "total MWh"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Figure:
     """A number, and the interval of the bootstrap's numbers if there is a bootstrap."""
@@ -36,11 +44,13 @@ class Figure:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
     served: float  # tokens, over the life of the model
-    target: str
+    target: tuple[str, float]
+    unit: str  # of the whole cost, if that is the target; else flops
     assumptions: Assumptions
     max_params: float | None
     reached: float  # the share of the bootstrap's laws under which the target can be reached
-    max_ratio: float  # tokens per parameter, of the runs that the law was fitted to
+    ranges: dict[str, tuple[float, float]]  # of the runs that the law was fitted to, by quantity
+    omitted: dict[str, str]  # units without an answer: what is missing
     # "chinchilla", and the best by "flops", "money" and "energy": quantity -> figure.
     choices: dict[str, dict[str, Figure]]
     llama: dict[str, dict[str, Figure]]
@@ -49,7 +59,7 @@ class Decision:
 def decide(
     law: Law,
     samples: Law | None,
-    max_ratio: float,
+    ranges: dict[str, tuple[float, float]],
     served: float,
     target: tuple[str, float],
     assumptions: Assumptions,
@@ -65,34 +75,42 @@ def decide(
         unit: served * r.served_as_flops(assumptions.prompt_share) for unit, r in rates.items()
     }
     found: dict[str, Choice] = {}
-    of_total = kind.startswith("total_")
+    omitted = {unit: _missing(unit, assumptions) for unit in COSTS if unit not in rates}
+    of_total, unit = kind.startswith("total_"), "flops"
     if of_total:
         unit = kind.removeprefix("total_")
-        if unit not in rates:
-            raise UserError(f"--total-{unit}: {_missing(unit, assumptions)}")
-        rates = {unit: rates[unit]}
+        if unit in omitted:
+            raise UserError(f"--total-{unit}: {omitted[unit]}")
+        omitted, rates = {}, {unit: rates[unit]}
         total = value / rates[unit].train
         found["chinchilla"] = optimum.chinchilla_of_total(laws, total, equal[unit])
         found[unit] = optimum.best_of_total(laws, total, equal[unit], limit)
     else:
         loss = _loss(laws, kind, value)
         found["chinchilla"] = optimum.chinchilla_of_loss(laws, loss)
-        for unit in rates:
-            found[unit] = optimum.best_of_loss(laws, loss, equal[unit], limit)
-    best = found[next(iter(rates))]
+        for each in rates:
+            found[each] = optimum.best_of_loss(laws, loss, equal[each], limit)
+    best = found[unit]
     if not np.isfinite(np.asarray(best.params)[0]):
+        if of_total:
+            raise UserError(
+                f"{option(kind)}: got {value:g}, expected more: it does not pay for serving "
+                f"{served:g} tokens with one parameter"
+            )
         raise UserError(
-            f"{_option(kind)}: got {value:g}, which no model reaches"
+            f"{option(kind)}: got {value:g}, which no model reaches"
             + (f" with {limit:.3g} parameters or fewer" if limit else "")
             + f"; the law's loss never falls to {law.E:.4g}"
         )
     return Decision(
         served=served,
-        target=f"{_option(kind)} {value:g}",
+        target=target,
+        unit=unit,
         assumptions=assumptions,
         max_params=limit,
         reached=float(np.isfinite(best.params).mean()),
-        max_ratio=max_ratio,
+        ranges=ranges,
+        omitted=omitted,
         choices={
             name: _figures(
                 laws, name, choice, found["chinchilla"], served, assumptions, equal, of_total
@@ -101,6 +119,19 @@ def decide(
         },
         llama={name: _llama(laws, Choice(*model)) for name, model in LLAMA.items()},
     )
+
+
+def over_demand(
+    law: Law, samples: Law | None, decision: Decision, demands: np.ndarray
+) -> list[Decision]:
+    """At other demands: for the same target or, if that was a whole cost, the loss it bought."""
+    target = decision.target
+    if target[0].startswith("total_"):
+        target = "loss", decision.choices[decision.unit]["loss"].value
+    return [
+        decide(law, samples, decision.ranges, float(served), target, decision.assumptions)
+        for served in demands
+    ]
 
 
 def _stack(law: Law, samples: Law | None) -> Law:
@@ -121,14 +152,19 @@ def _loss(laws: Law, kind: str, value: float) -> np.ndarray:
     return np.where(value > laws.E, value, np.nan)
 
 
-def _option(kind: str) -> str:
+def option(kind: str) -> str:
     return "--" + kind.replace("_", "-")
 
 
 def _missing(unit: str, a: Assumptions) -> str:
+    uses = {"train": a.train_chip, "serve": a.serve_chip}
     if unit == "money":
-        return "prices are unknown; give --train-price and --serve-price"
-    return f"there is no public figure of the power of {a.train_chip} or {a.serve_chip}"
+        unknown = [use for use in uses if getattr(a, f"{use}_price") is None]
+        chips = dict.fromkeys(uses[use] for use in unknown)
+        options = " and ".join(f"--{use}-price" for use in unknown)
+        return f"no price of {' or '.join(chips)} is known; give {options}"
+    chips = [chip for chip in dict.fromkeys(uses.values()) if not CHIPS[chip].watts]
+    return f"there is no public figure of the power of {' or '.join(chips)}"
 
 
 def _figures(

@@ -10,12 +10,13 @@ import numpy as np
 from llama_jax.config import UserError
 from llama_jax.progress import Progress
 from llama_jax.scaling import envelope, isoflop, parametric
-from llama_jax.scaling.law import MAX_RATIO, NAMES, PUBLISHED, Law, PowerLaw
+from llama_jax.scaling.law import NAMES, PUBLISHED, PUBLISHED_RANGES, Law, PowerLaw
 from llama_jax.scaling.points import Points
 
 LEVEL = 0.95  # of the intervals: percentiles of the bootstrap
 MIN_RUNS, MIN_SIZES = 6, 3  # without which five coefficients mean nothing
 GOOD_SIZES, GOOD_RATIO, GOOD_BUDGETS = 5, 10.0, 3  # below these there is a warning
+SAME_FLOPS = 1.03  # a table's FLOPs and 6ND that differ by more are not the same count
 DEAREST = 0.2  # the share of runs, those with most FLOPs, that a fit to the others must predict
 
 
@@ -86,11 +87,12 @@ def fit(points: Points, table: str, bootstraps: int, seed: int) -> Fit:
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
-    """Percentiles of samples [S] that are numbers; NaN if none is."""
-    known = samples[np.isfinite(samples)]
+    """Percentiles of samples [S] but for NaN, which is what they are if nothing else is there."""
+    known = samples[~np.isnan(samples)]
     if not len(known):
         return np.nan, np.nan
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+    low, high = np.quantile(known, ends, method="inverted_cdf")  # which bears infinity
     return float(low), float(high)
 
 
@@ -161,6 +163,13 @@ def _design_warnings(points: Points):
             "N and D grow together, and alpha cannot be told from beta"
         )
 
+    counted = float(np.median(points.flops / (6 * points.params * points.tokens)))
+    if not 1 / SAME_FLOPS < counted < SAME_FLOPS:
+        yield (
+            f"the table's FLOPs are {counted:.3g} of 6ND (the median): Approaches 1 and 2 go by "
+            "the table's, Approach 3's N_opt and D_opt by 6ND; --n, --d, --flops name other columns"
+        )
+
 
 def _law_warnings(law: Law, samples: Law):
     for name in ("E", "alpha", "beta"):
@@ -187,6 +196,17 @@ def _envelope_warnings(curves: list[Points]):
     sizes = len(np.unique(envelope.trace(curves).params)) if curves else 0
     if sizes < GOOD_SIZES:
         yield f"Approach 1: {sizes} sizes on the envelope that have a smaller and a larger beside"
+
+
+def ranges(points: Points) -> dict[str, tuple[float, float]]:
+    """Quantity -> (least, most)."""
+    values = {
+        "parameters": points.params,
+        "training tokens": points.tokens,
+        "training FLOPs": points.flops,
+        "tokens per parameter": points.tokens / points.params,
+    }
+    return {name: (float(x.min()), float(x.max())) for name, x in values.items()}
 
 
 def to_json(fit: Fit) -> dict:
@@ -217,7 +237,7 @@ def to_json(fit: Fit) -> dict:
     return {
         "table": fit.table,
         "runs": len(fit.points),
-        "max_tokens_per_param": float((fit.points.tokens / fit.points.params).max()),
+        "ranges": ranges(fit.points),
         "interval_level": LEVEL,
         "warnings": list(fit.warnings),
         "seconds": {"fit": round(fit.seconds[0], 1), "rest": round(fit.seconds[1], 1)},
@@ -225,17 +245,18 @@ def to_json(fit: Fit) -> dict:
     }
 
 
-def read_law(name: str) -> tuple[Law, Law | None, float]:
-    """(law, the bootstrap's laws, most tokens per parameter of a run) of a laws.json, or of one of
-    PUBLISHED, which have no bootstrap. Raises UserError."""
+def read_law(name: str) -> tuple[Law, Law | None, dict[str, tuple[float, float]]]:
+    """(law, the bootstrap's laws, ranges of the runs) of a laws.json, or of one of PUBLISHED, which
+    have no bootstrap. Raises UserError."""
     if name in PUBLISHED:
-        return PUBLISHED[name], None, MAX_RATIO
+        return PUBLISHED[name], None, PUBLISHED_RANGES
     try:
         laws = json.loads(Path(name).read_text())
         third = laws["approach_3"]
         law = Law(**{key: float(third["law"][key]) for key in NAMES})
         samples = Law(**{key: np.array(third["samples"][key], np.float64) for key in NAMES})
-        return law, samples, float(laws["max_tokens_per_param"])
+        fitted = {key: tuple(map(float, laws["ranges"][key])) for key in PUBLISHED_RANGES}
+        return law, samples, fitted
     except OSError as e:
         raise UserError(
             f"--laws: cannot read {name!r}: {e.strerror}; give the laws.json that llama-jax fit "

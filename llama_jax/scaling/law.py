@@ -99,4 +99,10 @@ PUBLISHED = {
     # Besiroglu et al. (arXiv 2404.10102), a refit to the points of Hoffmann's Figure 4.
     "besiroglu": Law(A=482.01, B=2085.43, E=1.8172, alpha=0.3478, beta=0.3658),
 }
-MAX_RATIO = 341.0  # tokens per parameter in Hoffmann's Figure 4, on which all of these rest
+# The least and the most of Hoffmann's Figure 4, on which all of these rest.
+PUBLISHED_RANGES = {
+    "parameters": (57.3e6, 16.2e9),
+    "training tokens": (245e6, 318e9),
+    "training FLOPs": (1.40e18, 1.30e22),
+    "tokens per parameter": (0.0361, 341.0),
+}

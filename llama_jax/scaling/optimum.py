@@ -34,12 +34,13 @@ def optimal_demand(law: Law, choice: Choice):
 
 
 def break_even(small: Choice, large: Choice):
-    """Tokens served from which on `small` costs fewer FLOPs than `large`, training included; NaN
-    if it is not smaller."""
+    """Tokens served from which on `small` costs fewer FLOPs than `large`, training included;
+    infinite if it is not smaller."""
     extra = small.params * small.tokens - large.params * large.tokens
     fewer = np.asarray(large.params - small.params)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(fewer > 0, TRAINING / INFERENCE * extra / fewer, np.nan)
+        even = TRAINING / INFERENCE * extra / fewer
+    return np.where(fewer > 0, even, np.where(fewer <= 0, np.inf, np.nan))
 
 
 def chinchilla_of_loss(law: Law, loss) -> Choice:
@@ -60,11 +61,13 @@ def best_of_loss(law: Law, loss, served, max_params: float | None) -> Choice:
 
 
 def best_of_total(law: Law, total: float, served, max_params: float | None) -> Choice:
-    """With the least loss of all that cost `total` FLOPs to train and serve."""
+    """With the least loss of all that cost `total` FLOPs to train and serve; NaN if not even one
+    parameter can be served."""
     ceiling = total / (INFERENCE * served + TRAINING)  # with one token of training
     params = _where_demand_is(served, law, lambda n: _left(total, n, served), 1.0, ceiling)
     if max_params is not None:
         params = np.minimum(params, max_params)
+    params = np.where(ceiling > 1, params, np.nan)
     return Choice(params, _left(total, params, served))
 
 

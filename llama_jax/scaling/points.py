@@ -59,7 +59,7 @@ class Points:
 def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Points:
     """Raises UserError for a table that cannot be read, naming file, column and line."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = [name for name in reader.fieldnames or ()]
             lines = [(reader.line_num, row) for row in reader]
@@ -80,7 +80,10 @@ def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Poi
             found[quantity] = given or name
     for name in (*found.values(), columns.loss):
         if name not in header:
-            raise UserError(f"{path}: no column {name!r}; there are {', '.join(header) or 'none'}")
+            raise UserError(
+                f"{path}: no column {name!r}; there are {', '.join(header) or 'none'}"
+                + _separator(header)
+            )
     if len(found) < 2:
         raise UserError(
             f"{path}: two of parameters, tokens and FLOPs are needed: name their columns by --n, "
@@ -97,7 +100,28 @@ def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Poi
     number = {run: i for i, run in enumerate(dict.fromkeys(runs))}
     run = np.array([number[run] for run in runs], int)
     points = Points(**values, loss=column(columns.loss), run=run)
-    return points.take(points.tokens / points.params >= min_tokens_per_param)
+    for name, i in number.items():
+        sizes = points.params[run == i]
+        if sizes.max() > SAME_SIZE * sizes.min():
+            raise UserError(
+                f"{path}: column {columns.run!r}: the rows of {name!r} have from {sizes.min():.3g} "
+                f"to {sizes.max():.3g} parameters, expected one model a run; give --run with the "
+                "column that tells runs apart, or with a name that no column has: then each row "
+                "is a run"
+            )
+    left = points.take(points.tokens / points.params >= min_tokens_per_param)
+    if not len(left):
+        raise UserError(
+            f"{path}: no row is left: {len(points)} rows, none with {min_tokens_per_param:g} "
+            "tokens per parameter (--min-tokens-per-param)"
+        )
+    return left
+
+
+def _separator(header: list[str]) -> str:
+    """A hint, if another one than a comma stands in a header that is a single name."""
+    used = [mark for mark in ";\t|" if len(header) == 1 and mark in header[0]]
+    return f"; expected ',' between columns, and found {used[0]!r}" if used else ""
 
 
 def _number(path: Path, line: int, name: str, text: str | None) -> float:

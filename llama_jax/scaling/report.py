@@ -8,8 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from llama_jax.scaling.decision import Decision, Figure
-from llama_jax.scaling.fit import LEVEL, Approach, Fit, interval
+from llama_jax.scaling.decision import Decision, Figure, option
+from llama_jax.scaling.fit import LEVEL, Approach, Fit, interval, ranges
 from llama_jax.scaling.law import NAMES
 from llama_jax.scaling.serving import SOURCES, Assumptions, resolve
 
@@ -58,7 +58,8 @@ def print_fit(fit: Fit) -> None:
 
 def _optima(fit: Fit) -> Table:
     """For FLOPs from the table's largest on: N_opt, D_opt and tokens per parameter."""
-    table = Table("C", "approach", "N_opt", "interval", "D_opt", "D/N")
+    table = Table("C", "approach", "N_opt", "interval", "D_opt", "D/N", "beyond the runs")
+    fitted = ranges(fit.points)
     for flops in fit.points.flops.max() * 10.0 ** np.arange(0, 5, 2):
         for number, approach in fit.approaches.items():
             params, tokens = (law(flops) for law in approach.optimum)
@@ -70,14 +71,29 @@ def _optima(fit: Fit) -> Table:
                 f"{quantity(low)} to {quantity(high)}",
                 quantity(tokens),
                 f"{tokens / params:.3g}",
+                _beyond({"C": flops, "N": params, "D": tokens}, fitted),
             )
         table.add_section()
     return table
 
 
 def _leave_out(approach: Approach) -> str:
-    exponents = [a for _, a in approach.leave_out]
+    exponents = [a for _, a in approach.leave_out if math.isfinite(a)]
+    if len(exponents) < MIN_LEFT_OUT:
+        return "-"
     return _range(min(exponents), max(exponents), "{:.3f}")
+
+
+def _beyond(values: dict[str, float], fitted: dict[str, tuple[float, float]]) -> str:
+    """Those of N, D, C and D/N that lie outside the fitted runs, and by what factor."""
+    found = []
+    for name, value in values.items():
+        least, most = fitted[QUANTITIES[name]]
+        if value > most * ROUNDING:
+            found.append(f"{name} x {value / most:.3g}")
+        elif value * ROUNDING < least:
+            found.append(f"{name} / {least / value:.3g}")
+    return ", ".join(found)
 
 
 def _value(value: float, samples: np.ndarray, form: str) -> str:
@@ -89,32 +105,52 @@ def _range(low: float, high: float, form: str) -> str:
 
 
 def quantity(value: float) -> str:
-    """As 6.97B or 1.25T; a demand that never comes is NaN."""
+    """As 6.97B or 1.25T; a demand that never comes is infinite."""
     if math.isnan(value):
+        return "-"
+    if value == math.inf:
         return "never"
+    rounded = float(f"{value:.3g}")
+    if abs(rounded) >= 1e15:
+        return f"{value:.2e}"
     for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g}{letter}" if value < 1e15 else f"{value:.2e}"
-    return f"{value:.3g}"
+        if abs(rounded) >= factor:
+            return f"{rounded / factor:.3g}{letter}"
+    return f"{rounded:.3g}"
 
 
 def print_decision(decision: Decision) -> None:
     console = Console()
+    kind, value = decision.target
     console.print(
-        f"{quantity(decision.served)} tokens to serve, target {decision.target}",
+        f"{quantity(decision.served)} tokens to serve, target {option(kind)} {quantity(value)}",
         highlight=False,
     )
     columns = decision.choices
     table = Table("", *(TITLES[name] for name in columns))
     for row in dict.fromkeys(row for figures in columns.values() for row in figures):
-        cells = [figures.get(row) for figures in columns.values()]
-        table.add_row(row, *("" if cell is None else _cell(row, cell) for cell in cells))
+        cells = [
+            _cell(row, figures[row]) + (f" {UNITS[name]}" if row in OF_A_UNIT else "")
+            if row in figures
+            else ""
+            for name, figures in columns.items()
+        ]
+        table.add_row(row, *cells)
     console.print(table)
+    for unit, missing in decision.omitted.items():
+        console.print(f"no column of {TITLES[unit]}: {missing}", highlight=False, soft_wrap=True)
+    if beyond := _extrapolation(decision):
+        console.print(
+            f"warning: beyond the runs that the law was fitted to: {beyond}",
+            highlight=False,
+            soft_wrap=True,
+        )
     ratio = max(figures["tokens per parameter"].value for figures in columns.values())
-    if ratio > decision.max_ratio:
+    most = decision.ranges["tokens per parameter"][1]
+    if ratio > most:
         console.print(
             f"warning: {quantity(ratio)} tokens a parameter lie beyond the fitted runs' "
-            f"{decision.max_ratio:.3g}: laws overestimate their worth there (arXiv 2401.00448)",
+            f"{most:.3g}: laws overestimate their worth there (arXiv 2401.00448)",
             highlight=False,
             soft_wrap=True,
         )
@@ -161,13 +197,29 @@ TITLES = {
     "money": "least money",
     "energy": "least energy",
 }
+# What a column's saving and break-even are counted in.
+UNITS = {"flops": "by FLOPs", "money": "by dollars", "energy": "by MWh"}
+OF_A_UNIT = ("saving", "break-even tokens")
+# By the names of Law: quantities that a law is fitted within.
+QUANTITIES = {"N": "parameters", "D": "training tokens", "C": "training FLOPs"}
+ROUNDING = 1.005  # ranges, and so what lies beyond them, are known to three digits
+MIN_LEFT_OUT = 3
 WITH_INTERVALS = ("parameters", "training tokens", "loss", "saving", "break-even tokens")
 DEFAULTS = dataclasses.asdict(resolve(Assumptions()))
 
 
+def _extrapolation(decision: Decision) -> str:
+    found = []
+    for name, figures in decision.choices.items():
+        values = {letter: figures[quantity].value for letter, quantity in QUANTITIES.items()}
+        if beyond := _beyond(values, decision.ranges):
+            found.append(f"{TITLES[name]} {beyond}")
+    return "; ".join(found)
+
+
 def _cell(row: str, figure: Figure) -> str:
     if row == "saving":
-        form = "{:.1%}".format
+        form = _percent
     elif row == "loss":
         form = "{:.4f}".format
     elif "FLOPs" in row:
@@ -178,6 +230,10 @@ def _cell(row: str, figure: Figure) -> str:
     if figure.interval is None or row not in WITH_INTERVALS:
         return text
     return f"{text} ({form(figure.interval[0])} to {form(figure.interval[1])})"
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{round(share, 3) + 0.0:.1%}"  # -0.0 + 0.0 is 0.0
 
 
 def as_json(value: dict) -> str:

@@ -54,9 +54,13 @@ def resolve(given: Assumptions) -> Assumptions:
             raise UserError(f"{option}: no chip {name!r}; there are {', '.join(CHIPS)}")
     return dataclasses.replace(
         given,
-        train_price=given.train_price or PRICES.get(given.train_chip),
-        serve_price=given.serve_price or PRICES.get(given.serve_chip),
+        train_price=_price(given.train_price, given.train_chip),
+        serve_price=_price(given.serve_price, given.serve_chip),
     )
+
+
+def _price(given: float | None, chip: str) -> float | None:
+    return PRICES.get(chip) if given is None else given
 
 
 def chip_hours(flops: float, chip: Chip, mfu: float) -> float:
