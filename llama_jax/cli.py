@@ -696,7 +696,7 @@ def fit(args: argparse.Namespace) -> int:
 
 def budget(args: argparse.Namespace) -> int:
     from llama_jax.scaling import serving
-    from llama_jax.scaling.decision import decide
+    from llama_jax.scaling.decision import decide, over_demand
     from llama_jax.scaling.fit import read_law
     from llama_jax.scaling.report import as_json, print_decision
 
@@ -721,7 +721,7 @@ def budget(args: argparse.Namespace) -> int:
     if args.figure:
         from llama_jax.scaling.figures import draw_budget
 
-        draw_budget(law, found, args.figure)
+        draw_budget(found, over_demand(law, samples, found), args.figure)
     if args.json:
         print(as_json(dataclasses.asdict(found)))
     else:

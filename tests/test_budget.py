@@ -9,8 +9,8 @@ import pytest
 from llama_jax import cli
 from llama_jax.config import UserError
 from llama_jax.plan.slices import CHIPS
-from llama_jax.scaling import optimum, serving
-from llama_jax.scaling.decision import LLAMA, Decision, decide
+from llama_jax.scaling import figures, optimum, serving
+from llama_jax.scaling.decision import COSTS, LLAMA, Decision, decide, over_demand, quantity
 from llama_jax.scaling.law import NAMES, PUBLISHED, PUBLISHED_RANGES, Law
 from llama_jax.scaling.optimum import Choice
 from llama_jax.scaling.serving import Assumptions
@@ -229,8 +229,47 @@ def test_intervals_are_those_of_the_bootstraps_decisions():
     # Under one of the laws LLaMA-33B is not smaller than Chinchilla's: it never breaks even.
     assert found.llama["LLaMA-33B"]["break-even tokens"].interval[1] == np.inf
     assert found.reached == 1
+    curve = over_demand(PUBLISHED["sardana"], samples, found)
+    low, high = curve[0].choices["flops"]["total FLOPs"].interval
+    assert low < curve[0].choices["flops"]["total FLOPs"].value < high
     low = decide(PUBLISHED["sardana"], samples, *rest, ("loss", 1.75), ASSUMED)
     assert low.reached == 0.75  # besiroglu's E is above
+
+
+# The figure
+
+
+@pytest.mark.parametrize(
+    ("target", "assumed"),
+    [
+        (("quality_of", 13e9), {"max_weights_gb": 10}),
+        (("total_money", 5e6), {}),
+        (("total_energy", 800), {"max_weights_gb": 5}),
+    ],
+)
+def test_the_figure_shows_what_the_table_does(target, assumed, tmp_path, monkeypatch):
+    found = decided(target=target, **assumed)
+    drawn = []
+    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    figures.draw_budget(found, over_demand(PUBLISHED["sardana"], None, found), tmp_path / "x.png")
+    left, right = drawn[0].axes
+    ours = values(found, found.unit)
+    model = f"ours: {quantity(ours['parameters'])} on {quantity(ours['training tokens'])}"
+    lines = {line.get_label(): line.get_xydata() for line in left.get_lines()}
+    training, total = COSTS[found.unit]
+    for choice, name in (("chinchilla", "Chinchilla's"), (found.unit, model)):
+        ((label, line),) = [item for item in lines.items() if item[0].startswith(name)]
+        cost = np.interp(found.served, *line.T)  # a straight line
+        assert cost == pytest.approx(values(found, choice)[total], rel=1e-9)
+    # The best of each demand is never dearer, and at this demand it is ours.
+    (best,) = [line for label, line in lines.items() if label.startswith("best of each demand")]
+    line = next(line for label, line in lines.items() if label.startswith(model))
+    assert (best[:, 1] <= line[:, 1] * (1 + 1e-9)).all()
+    assert np.min(line[:, 1] / best[:, 1]) == pytest.approx(1, abs=2e-3)
+    assert [text.get_text() for text in right.texts] == [
+        *("LLaMA-7B", "LLaMA-13B", "LLaMA-33B: never", "LLaMA-65B: never")
+    ]
+    assert model in [line.get_label() for line in right.get_lines()]
 
 
 # The command

@@ -10,6 +10,7 @@ import pytest
 
 from llama_jax.config import UserError
 from llama_jax.scaling import envelope, isoflop, parametric, points, report
+from llama_jax.scaling.decision import quantity
 from llama_jax.scaling.fit import (
     Fit,
     _design_warnings,
@@ -377,7 +378,7 @@ def test_a_row_beyond_the_runs_says_how_far():
     ],
 )
 def test_a_quantity_has_three_digits_and_the_letter_that_fits_them(value, text):
-    assert report.quantity(value) == text
+    assert quantity(value) == text
 
 
 def test_too_few_to_leave_one_out_is_said():

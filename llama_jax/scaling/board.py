@@ -15,7 +15,7 @@ from llama_jax.plan import program, search
 from llama_jax.plan.report import make_plan
 from llama_jax.plan.slices import Slice
 from llama_jax.progress import duration
-from llama_jax.scaling.report import quantity
+from llama_jax.scaling.decision import quantity
 from llama_jax.scaling.sweep import Run, State, state
 
 REFRESH_SECONDS = 5.0

@@ -4,6 +4,7 @@ Everything is computed for the law and its bootstrap at once: arrays [1 + S], th
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -25,6 +26,7 @@ LLAMA = {
 }
 
 
+NUM_DEMANDS, MARGIN = 60, 30.0  # of a figure; the factor by which it reaches beyond what it shows
 # The quantities that a unit's costs are, of training and in all.
 COSTS = {
     "flops": ("training FLOPs", "total FLOPs"),
@@ -121,17 +123,26 @@ def decide(
     )
 
 
-def over_demand(
-    law: Law, samples: Law | None, decision: Decision, demands: np.ndarray
-) -> list[Decision]:
-    """At other demands: for the same target or, if that was a whole cost, the loss it bought."""
+def over_demand(law: Law, samples: Law | None, decision: Decision) -> list[Decision]:
+    """For demands about its own and LLaMA's: for the same target or, if that was a whole cost, the
+    loss that it bought."""
     target = decision.target
     if target[0].startswith("total_"):
         target = "loss", decision.choices[decision.unit]["loss"].value
+    best_for = [best_for_tokens(decision, name) for name in decision.llama]
+    known = [decision.served, *(tokens for tokens in best_for if tokens > 0)]
     return [
         decide(law, samples, decision.ranges, float(served), target, decision.assumptions)
-        for served in demands
+        for served in np.geomspace(min(known) / MARGIN, max(known) * MARGIN, NUM_DEMANDS)
     ]
+
+
+def best_for_tokens(decision: Decision, name: str) -> float:
+    """The demand for which one of LLAMA is the cheapest of its loss, in the decision's unit; below
+    0 if there is none."""
+    rate = serving.rates(decision.assumptions)[decision.unit]
+    share = rate.served_as_flops(decision.assumptions.prompt_share)
+    return decision.llama[name]["best for tokens"].value / share
 
 
 def _stack(law: Law, samples: Law | None) -> Law:
@@ -234,3 +245,18 @@ def _llama(laws: Law, model: Choice) -> dict[str, Figure]:
 
 def _figure(values: np.ndarray) -> Figure:
     return Figure(float(values[0]), interval(values[1:]) if len(values) > 1 else None)
+
+
+def quantity(value: float) -> str:
+    """As 6.97B or 1.25T; a demand that never comes is infinite."""
+    if math.isnan(value):
+        return "-"
+    if value == math.inf:
+        return "never"
+    rounded = float(f"{value:.3g}")
+    if abs(rounded) >= 1e15:
+        return f"{value:.2e}"
+    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(rounded) >= factor:
+            return f"{rounded / factor:.3g}{letter}"
+    return f"{rounded:.3g}"

@@ -1,5 +1,6 @@
 """Pictures of a fit, each as PNG and SVG, and of a decision."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -8,17 +9,16 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from llama_jax.config import UserError
-from llama_jax.scaling import envelope, optimum, parametric
-from llama_jax.scaling.decision import LLAMA, Decision
-from llama_jax.scaling.fit import LEVEL, Fit
-from llama_jax.scaling.law import Law
+from llama_jax.scaling import envelope, parametric
+from llama_jax.scaling.decision import COSTS, Decision, best_for_tokens, quantity
+from llama_jax.scaling.fit import LEVEL, Fit, interval
 
 SUFFIXES = (".png", ".svg")
-TAIL = 50 * (1 - LEVEL)  # percent beyond each end of an interval
 NAMES = {1: "1 envelope", 2: "2 IsoFLOP", 3: "3 parametric"}
 
 
@@ -54,6 +54,11 @@ def _isoflop(fit: Fit) -> Figure:
     axes.set(xscale="log", xlabel="parameters N", ylabel="loss (nats per token)")
     axes.set_title("IsoFLOP curves and their minima", fontsize=10)
     axes.grid(alpha=0.3)
+    axes.plot([], [], "k-", linewidth=1, label="parabola")
+    axes.plot([], [], "*", color="w", markersize=11, mec="k", mew=0.5, label="its minimum")
+    if not all(budget.inside for budget in fit.budgets):
+        axes.plot([], [], "k:", linewidth=1, label="no minimum among the sizes tried")
+    axes.legend(fontsize=8)
     figure.colorbar(plt.cm.ScalarMappable(norm, "viridis"), ax=axes, label="training FLOPs C")
     return figure
 
@@ -68,6 +73,7 @@ def _envelope(fit: Fit) -> Figure:
     best = envelope.trace(fit.curves)
     axes.plot(best.flops, best.loss, "k.", markersize=2, label="lowest of all sizes")
     axes.set(xscale="log", xlabel="training FLOPs C", ylabel="loss (nats per token)")
+    axes.set_title("Training curves and their envelope", fontsize=10)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     figure.colorbar(plt.cm.ScalarMappable(norm, "viridis"), ax=axes, label="parameters N")
@@ -82,8 +88,7 @@ def _optimum(fit: Fit) -> Figure:
         for number, approach in fit.approaches.items():
             law, samples = approach.optimum[i], approach.samples[i]
             colour = f"C{number - 1}"
-            drawn = np.array([samples(c) for c in flops])
-            low, high = np.nanpercentile(drawn, [TAIL, 100 - TAIL], axis=1)
+            low, high = zip(*(interval(samples(c)) for c in flops), strict=True)
             label = f"{NAMES[number]}: C^{law.exponent:.3f}"
             axes.plot(flops, law(flops), color=colour, linewidth=1.2, label=label)
             axes.fill_between(flops, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -111,46 +116,25 @@ def _residuals(fit: Fit) -> Figure:
     dots = axes.scatter(fit.points.flops, residuals, c=ratio, s=14, cmap="viridis")
     axes.axhline(0, color="k", linewidth=0.8)
     axes.set(xscale="log", xlabel="training FLOPs C", ylabel="loss above the law's, percent")
+    axes.set_title("Residuals of the parametric law", fontsize=10)
     axes.grid(alpha=0.3)
     figure.colorbar(dots, ax=axes, label="log10 of tokens per parameter")
     return figure
 
 
-def draw_budget(law: Law, decision: Decision, path: Path) -> None:
-    """FLOPs of training and serving against demand, and the best model of each demand, for the
-    loss that was decided on. Raises UserError if the file cannot be written."""
+def draw_budget(decision: Decision, others: list[Decision], path: Path) -> None:
+    """Cost against demand, in the decision's unit, and the best models of `others`, which are at
+    other demands. Raises UserError if the file cannot be written."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"--figure: got {str(path)!r}, expected a name in {' or '.join(SUFFIXES)}")
-    loss, served = list(decision.choices.values())[-1]["loss"].value, decision.served
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
-    demand = np.geomspace(min(served, 1e11) / 10, max(served, 1e12) * 100, 200)
-    chinchilla = optimum.chinchilla_of_loss(law, loss)
-    best = [optimum.best_of_loss(law, loss, s, None) for s in demand]
-    params, tokens = np.array([(c.params, c.tokens) for c in best], float).T
-    here = optimum.best_of_loss(law, loss, served, None)
-    left.plot(demand, chinchilla.flops(demand), "C3", label="Chinchilla's choice")
-    fixed = f"ours for {served:.3g} tokens: N {float(here.params):.3g}, D {float(here.tokens):.3g}"
-    left.plot(demand, here.flops(demand), "C0", label=fixed)
-    left.plot(
-        demand, optimum.Choice(params, tokens).flops(demand), "k:", label="best of each demand"
-    )
-    even = optimum.break_even(here, chinchilla)
-    left.plot(even, here.flops(even), "ko", markersize=5, label=f"break-even: {even:.3g} tokens")
-    left.set(xscale="log", yscale="log", ylabel="FLOPs of training and serving")
-    left.legend(fontsize=8)
-    right.plot(demand, tokens / params, "k:", label="best of this loss")
-    right.plot(served, float(here.tokens / here.params), "C0o", label="ours")
-    for name, (n, d) in LLAMA.items():
-        best_for = optimum.optimal_demand(law, optimum.Choice(n, d))
-        if best_for > 0:
-            right.plot(best_for, d / n, "C1s")
-            right.annotate(f" {name}", (best_for, d / n), fontsize=8)
-    right.set(xscale="log", yscale="log", ylabel="training tokens per parameter")
-    right.legend(fontsize=8)
-    right.set_title("LLaMA: at the demand for which it is the best of its loss", fontsize=9)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    _cost(left, decision, others)
+    _best(right, decision, others)
     for axes in (left, right):
-        axes.set_xlabel("tokens served over the life of the model")
-        axes.axvline(served, color="0.6", linewidth=0.8, linestyle="--")
+        axes.set(xscale="log", yscale="log", xlabel="tokens served over the life of the model")
+        axes.set_xlim(others[0].served, others[-1].served)
+        axes.axvline(decision.served, color="0.6", linewidth=0.8, linestyle="--")
+        axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     try:
         figure.savefig(path, dpi=150)
@@ -158,3 +142,57 @@ def draw_budget(law: Law, decision: Decision, path: Path) -> None:
         raise UserError(f"--figure: cannot write {str(path)!r}: {e.strerror or e}") from e
     finally:
         plt.close(figure)
+
+
+def _cost(axes: Axes, decision: Decision, others: list[Decision]) -> None:
+    """Of the two choices, kept whatever the demand, and of the best of each demand."""
+    training, total = COSTS[decision.unit]
+    for name, title, colour in (
+        ("chinchilla", "Chinchilla's", "C3"),
+        (decision.unit, "ours", "C0"),
+    ):
+        model = {row: number.value for row, number in decision.choices[name].items()}
+        per_token = (model[total] - model[training]) / decision.served
+        cost = [model[training] + per_token * other.served for other in others]
+        label = f"{title}: {_model(model)}, loss {model['loss']:.4f}"
+        axes.plot([other.served for other in others], cost, colour, label=label)
+        even = model.get("break-even tokens", math.inf)
+        if name == decision.unit and math.isfinite(even):
+            at = model[training] + per_token * even
+            label = f"break-even: {quantity(even)} tokens"
+            axes.plot(even, at, "ko", markersize=5, label=label)
+    _curve(axes, decision, others, total)
+    axes.set_ylabel(f"{total.removeprefix('total ')} of training and serving")
+
+
+def _best(axes: Axes, decision: Decision, others: list[Decision]) -> None:
+    """Its tokens per parameter at each demand; LLaMA's at the demand for which it is the best."""
+    _curve(axes, decision, others, "tokens per parameter")
+    ours = {row: number.value for row, number in decision.choices[decision.unit].items()}
+    axes.plot(decision.served, ours["tokens per parameter"], "C0o", label=f"ours: {_model(ours)}")
+    for name, figures in decision.llama.items():
+        best_for, ratio = best_for_tokens(decision, name), figures["tokens per parameter"].value
+        never = best_for <= 0
+        at = others[0].served if never else best_for
+        axes.plot(at, ratio, "C1<" if never else "C1s", clip_on=False)
+        text = f"{name}: never" if never else name
+        axes.annotate(text, (at, ratio), (7, -3), textcoords="offset points", fontsize=8)
+    axes.set_ylabel("training tokens per parameter")
+    axes.set_title("LLaMA: at the demand for which it is the cheapest of its loss", fontsize=9)
+
+
+def _curve(axes: Axes, decision: Decision, others: list[Decision], row: str) -> None:
+    """A row of the table against demand, with its interval."""
+    found = [other.choices[decision.unit][row] for other in others]
+    served = [other.served for other in others]
+    loss = others[0].choices[decision.unit]["loss"].value
+    label = f"best of each demand, loss {loss:.4f}"
+    axes.plot(served, [number.value for number in found], "k:", label=label)
+    if found[0].interval is not None:
+        low, high = zip(*(number.interval for number in found), strict=True)
+        label = f"its {LEVEL:.0%} interval"
+        axes.fill_between(served, low, high, color="k", alpha=0.12, linewidth=0, label=label)
+
+
+def _model(row: dict[str, float]) -> str:
+    return f"{quantity(row['parameters'])} on {quantity(row['training tokens'])}"

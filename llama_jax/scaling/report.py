@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from llama_jax.scaling.decision import Decision, Figure, option
+from llama_jax.scaling.decision import Decision, Figure, option, quantity
 from llama_jax.scaling.fit import LEVEL, Approach, Fit, interval, ranges
 from llama_jax.scaling.law import NAMES
 from llama_jax.scaling.serving import SOURCES, Assumptions, resolve
@@ -90,9 +90,9 @@ def _beyond(values: dict[str, float], fitted: dict[str, tuple[float, float]]) ->
     for name, value in values.items():
         least, most = fitted[QUANTITIES[name]]
         if value > most * ROUNDING:
-            found.append(f"{name} x {value / most:.3g}")
+            found.append(f"{name} x {quantity(value / most)}")
         elif value * ROUNDING < least:
-            found.append(f"{name} / {least / value:.3g}")
+            found.append(f"{name} / {quantity(least / value)}")
     return ", ".join(found)
 
 
@@ -102,21 +102,6 @@ def _value(value: float, samples: np.ndarray, form: str) -> str:
 
 def _range(low: float, high: float, form: str) -> str:
     return f"{form.format(low)} to {form.format(high)}"
-
-
-def quantity(value: float) -> str:
-    """As 6.97B or 1.25T; a demand that never comes is infinite."""
-    if math.isnan(value):
-        return "-"
-    if value == math.inf:
-        return "never"
-    rounded = float(f"{value:.3g}")
-    if abs(rounded) >= 1e15:
-        return f"{value:.2e}"
-    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(rounded) >= factor:
-            return f"{rounded / factor:.3g}{letter}"
-    return f"{rounded:.3g}"
 
 
 def print_decision(decision: Decision) -> None:
@@ -211,7 +196,7 @@ DEFAULTS = dataclasses.asdict(resolve(Assumptions()))
 def _extrapolation(decision: Decision) -> str:
     found = []
     for name, figures in decision.choices.items():
-        values = {letter: figures[quantity].value for letter, quantity in QUANTITIES.items()}
+        values = {letter: figures[row].value for letter, row in QUANTITIES.items()}
         if beyond := _beyond(values, decision.ranges):
             found.append(f"{TITLES[name]} {beyond}")
     return "; ".join(found)
