@@ -20,6 +20,8 @@ from pathlib import Path
 from llama_jax import config
 from llama_jax.config import Experiment, UserError
 
+EXPIRY = 60.0  # of a claim in a sweep, in seconds
+
 
 def main() -> None:
     args = parser().parse_args()
@@ -240,14 +242,13 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("file", metavar="FILE", help="with get_sweep(), as in experiments/sweeps")
     v.add_argument("--dry-run", action="store_true", help="only say what it is and what is done")
     v.add_argument("--slice", metavar="SLICE", help="of --dry-run: estimate time for it")
-    v.add_argument("--price", type=number(float, 0), help="of --slice: of one chip for one hour")
+    v.add_argument("--price", type=positive(), help="of --slice: dollars for a chip and hour")
     v.add_argument(
         "--workdir", help="a directory or bucket, shared by all machines (default: runs/NAME)"
     )
     v.add_argument(
         "--shard",
         type=shard,
-        default=(0, 1),
         metavar="I/N",
         help="begin with every Nth run from the Ith, then take what the other N-1 machines left",
     )
@@ -255,9 +256,8 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument(
         "--expiry",
         type=number(float, 4),
-        default=60.0,
         metavar="SECONDS",
-        help="without a sign of life, after which a run is taken over (default: 60)",
+        help=f"without a sign of life, after which a run is taken over (default: {EXPIRY:g})",
     )
 
     v = verb("fit", fit, "fit scaling laws to a table of runs, three ways", overrides=False)
@@ -638,22 +638,34 @@ def sweep(args: argparse.Namespace) -> int:
     from llama_jax.scaling import board
     from llama_jax.scaling import sweep as room
 
-    if not args.dry_run and (args.slice or args.price) or args.price and not args.slice:
+    if args.slice is not None and not args.dry_run or args.price is not None and not args.slice:
         raise UserError("--slice belongs to --dry-run, and --price to --slice")
+    for option, value in (
+        ("--retry", args.retry or None),
+        ("--shard", args.shard),
+        ("--expiry", args.expiry),
+    ):
+        if args.dry_run and value is not None:
+            raise UserError(f"{option} does nothing with --dry-run, which trains nothing")
     workdir = epath.Path(args.workdir or f"runs/{Path(args.file).stem}")
     runs = room.load(args.file, args.overrides, workdir)
+    try:
+        if args.dry_run:
+            workdir.exists()
+        else:
+            workdir.mkdir(parents=True, exist_ok=True)
+    except Exception as e:  # an OSError, or whatever the bucket's library has
+        reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
+        use = "read" if args.dry_run else "write to"
+        raise UserError(f"--workdir: cannot {use} {str(workdir)!r}: {reason}") from e
     if args.dry_run:
         board.print_plan(runs, parse(args.slice) if args.slice else None, args.price)
         return 0
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--workdir: cannot write to {str(workdir)!r}: {e.strerror or e}") from e
     if args.retry:
         room.retry(runs)
     shown = board.Board(runs)
     try:
-        room.work(runs, workdir, args.shard, args.expiry, shown.update)
+        room.work(runs, workdir, args.shard or (0, 1), args.expiry or EXPIRY, shown.update)
     finally:
         shown.close()
     failed = [f"{r.name}: {room.state(r).note}" for r in runs if room.state(r).status == "failed"]

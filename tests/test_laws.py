@@ -88,6 +88,8 @@ def test_approach_3_finds_the_minimum_of_the_240_points(refit):
 
 @pytest.mark.slow
 def test_the_bootstrap_agrees_with_the_published_one(refit):
+    """Ours do not cover theirs, they agree with them: each end lies within 5% of the published one,
+    inside of it or outside. Two sets of 1000 and of 4000 bootstraps differ by as much."""
     published = {  # of 4000 bootstraps: arXiv 2404.10102
         "A": (285, 744),
         "B": (1042, 5810),
@@ -130,6 +132,8 @@ def covered(samples: np.ndarray, truth: float) -> bool:
 
 
 def test_approach_1_covers_the_truth_as_often_as_it_says():
+    """Of 40 intervals of 95%: the binomial's mean is 38 and its standard deviation 1.4, or 1.9
+    because a and b come in pairs that hit and miss together. 34 is 2 of these below."""
     hits = 0
     for seed in range(20):
         curves = envelope.curves(ladder(0.003, seed))
@@ -137,20 +141,21 @@ def test_approach_1_covers_the_truth_as_often_as_it_says():
         residuals = 0.003 * np.random.default_rng(seed).standard_normal(48)
         params, tokens = envelope.bootstrap(curves, residuals, 60, np.random.default_rng(seed))
         hits += covered(params.exponent, A_TRUE) + covered(tokens.exponent, 1 - A_TRUE)
-    assert hits >= 36
+    assert hits >= 34
     exact = envelope.fit(envelope.curves(ladder(0, 0, sizes=40)))[0]
     assert exact.exponent == pytest.approx(A_TRUE, abs=1e-3)
     assert exact(1e20) == pytest.approx(TRUE.optimal_params(1e20), rel=0.02)
 
 
 def test_approach_2_covers_the_truth_as_often_as_it_says():
+    """Of 100 intervals of 95%: 95, with a standard deviation of 2.2; within 3 of these."""
     hits = 0
     for seed in range(100):
         budgets = isoflop.find_budgets(isoflop_table(0.003, seed))
         assert [len(budget.points) for budget in budgets] == [7] * 5
         params, _ = isoflop.bootstrap(budgets, 200, np.random.default_rng(seed))
         hits += covered(params.exponent, A_TRUE)
-    assert 88 <= hits <= 99
+    assert 88 <= hits <= 100
     exact = isoflop.fit(isoflop.find_budgets(isoflop_table(0, 0)))[0]
     assert exact.exponent == pytest.approx(A_TRUE, abs=1e-3)
     assert exact(1e20) == pytest.approx(TRUE.optimal_params(1e20), rel=0.02)
@@ -158,6 +163,8 @@ def test_approach_2_covers_the_truth_as_often_as_it_says():
 
 @pytest.mark.slow
 def test_approach_3_covers_the_truth_as_often_as_it_says():
+    """Of 20 intervals of 95%: 19, with a standard deviation of 1.0; the least of six counts, which
+    are not independent, is expected within 3 of these."""
     hits = dict.fromkeys((*NAMES, "a"), 0)
     for seed in range(20):
         table, rng = isoflop_table(0.003, seed), np.random.default_rng(seed)
@@ -168,7 +175,7 @@ def test_approach_3_covers_the_truth_as_often_as_it_says():
         for name in NAMES:
             hits[name] += covered(getattr(samples, name), getattr(TRUE, name))
         hits["a"] += covered(samples.exponents[0], A_TRUE)
-    assert min(hits.values()) >= 17, hits
+    assert min(hits.values()) >= 16, hits
 
 
 def laws(several: Law) -> list[Law]:

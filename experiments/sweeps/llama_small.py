@@ -27,10 +27,10 @@ WIDTH, DEPTH = 8, 4  # by which they are divided
 HEAD_DIM = 64
 # Tokens and peak learning rate: paper, Table 2.
 SIZES = {
-    "7B": (LLAMA_7B, 1.0e12, 3e-4),
-    "13B": (LLAMA_13B, 1.0e12, 3e-4),
-    "33B": (LLAMA_33B, 1.4e12, 1.5e-4),
-    "65B": (LLAMA_65B, 1.4e12, 1.5e-4),
+    "7B-small": (LLAMA_7B, 1.0e12, 3e-4),
+    "13B-small": (LLAMA_13B, 1.0e12, 3e-4),
+    "33B-small": (LLAMA_33B, 1.4e12, 1.5e-4),
+    "65B-small": (LLAMA_65B, 1.4e12, 1.5e-4),
 }
 
 

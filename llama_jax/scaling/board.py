@@ -27,20 +27,34 @@ class Prediction:
     """Of a whole run; as intervals (low, high) if there are two estimates."""
 
     seconds: tuple[float, float]
-    cost: tuple[float, float] | None
+    cost: tuple[float, float] | None = None  # dollars
+    compiled: bool = False
+    mfu: tuple[float, float] | None = None
+
+    def part(self, share: float) -> "Prediction":
+        seconds, cost = (
+            found and (found[0] * share, found[1] * share) for found in (self.seconds, self.cost)
+        )
+        return dataclasses.replace(self, seconds=seconds, cost=cost)
 
 
-def on_slice(run: Run, slice: Slice, price: float | None) -> Prediction | None:
-    """By what plan has compiled, else by its arithmetic; None if no mesh of the slice will do."""
+NO_MESH, NO_ROOM = "no mesh", "does not fit"
+
+
+def on_slice(run: Run, slice: Slice, price: float | None) -> Prediction | str | None:
+    """By what plan has compiled, else by its arithmetic; why not, if the slice will not do; None if
+    the time is unknown."""
     placed = search.nearest(run.experiment, slice)
     if placed is None:
-        return None
+        return NO_MESH
     answer = program.cached(placed, slice) if slice.chip.dimensions else None
     plan = make_plan(run.name, placed, slice, answer, price)
+    if not plan.fits:
+        return NO_ROOM
     if plan.days is None:
         return None
     low, high = plan.days
-    return Prediction((low * 86400, high * 86400), plan.cost)
+    return Prediction((low * 86400, high * 86400), plan.cost, answer is not None, plan.mfu)
 
 
 def as_before(run: Run, runs: list[Run], states: list[State]) -> Prediction | None:
@@ -53,14 +67,21 @@ def as_before(run: Run, runs: list[Run], states: list[State]) -> Prediction | No
     if not begun:
         return None
     seconds = run.full_flops / min(begun)[1]
-    return Prediction((seconds, seconds), None)
+    return Prediction((seconds, seconds))
+
+
+def share_left(run: Run, found: State) -> float:
+    """Of its steps; none of what is finished, and none of what failed, which nobody works on."""
+    if found.status in ("finished", "failed"):
+        return 0.0
+    return 1 - found.step / run.experiment.run.num_steps
 
 
 def print_plan(runs: list[Run], slice: Slice | None, price: float | None) -> None:
     """slice: None predicts by what has run of the sweep. price: of one chip for one hour."""
     states = [state(run) for run in runs]
     columns = ["run", "N", "(no emb.)", "D", "D/N", "6ND", "full", "steps", "time"]
-    table = Table(*columns, *(["cost"] if price is not None else []), "state", box=SIMPLE)
+    table = Table(*columns, *(["cost, dollars"] if price is not None else []), "state", box=SIMPLE)
     predictions = [
         on_slice(run, slice, price) if slice else as_before(run, runs, states) for run in runs
     ]
@@ -74,29 +95,33 @@ def print_plan(runs: list[Run], slice: Slice | None, price: float | None) -> Non
             f"{run.flops:.2e}",
             f"{run.full_flops:.2e}",
             f"{run.experiment.run.num_steps:,}",
-            *_time_and_cost([predicted], price),
+            *_time_and_cost(predicted, price),
             _words(found),
         )
     table.add_section()
-    everything = list(range(len(runs)))
-    left = [i for i in everything if states[i].status != "finished"]
-    for label, part in (("all", everything), ("left", left)):
+    shares = [share_left(run, found) for run, found in zip(runs, states, strict=True)]
+    for label, counted in (("all", [1.0] * len(runs)), ("left", shares)):
+        part = [i for i, share in enumerate(counted) if share]
+
+        def total(values: list[int], counted=counted) -> float:
+            return sum(share * value for share, value in zip(counted, values, strict=True))
+
         table.add_row(
             f"{label}: {len(part)} runs",
             *("", ""),
-            quantity(sum(runs[i].tokens for i in part)),
+            quantity(total([run.tokens for run in runs])),
             "",
-            f"{sum(runs[i].flops for i in part):.2e}",
-            f"{sum(runs[i].full_flops for i in part):.2e}",
-            f"{sum(runs[i].experiment.run.num_steps for i in part):,}",
-            *_time_and_cost([predictions[i] for i in part], price),
+            f"{total([run.flops for run in runs]):.2e}",
+            f"{total([run.full_flops for run in runs]):.2e}",
+            f"{total([run.experiment.run.num_steps for run in runs]):,.0f}",
+            *_total_time_and_cost([(predictions[i], counted[i]) for i in part], price),
             _count([states[i] for i in part]),
         )
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 140)  # the table says too much for 80 columns
     console.print(table)
     if slice:
-        console.print(f"time and cost: estimates for {slice.name}, one run after another")
+        console.print(f"time and cost: estimates for {slice.name}, {_basis(predictions)}")
     elif None in predictions:
         console.print("time: unknown until a run has begun; --slice estimates it for a TPU or GPU")
     else:
@@ -121,17 +146,51 @@ def repeated_text(runs: list[Run]) -> Iterator[str]:
             yield f"{run.name} reads {most} {epochs[most]:.1f} times"
 
 
-def _time_and_cost(predicted: list[Prediction | None], price: float | None) -> list[str]:
-    """Cells, of as many runs one after another."""
-    known = [p for p in predicted if p is not None]
-    if len(known) < len(predicted):
-        return ["?"] * (1 if price is None else 2)
-    times = (duration(sum(p.seconds[end] for p in known)) for end in (0, 1))
-    cells = [" to ".join(dict.fromkeys(times))]
+def _time_and_cost(predicted: Prediction | str | None, price: float | None) -> list[str]:
+    """Cells."""
+    if not isinstance(predicted, Prediction):
+        return [predicted or "?", *([] if price is None else ["-" if predicted else "?"])]
+    cells = [" to ".join(dict.fromkeys(map(duration, predicted.seconds)))]
     if price is not None:
-        costs = (f"{sum((p.cost or (0, 0))[end] for p in known):,.2f}" for end in (0, 1))
-        cells.append(" to ".join(dict.fromkeys(costs)))
+        cells.append(" to ".join(dict.fromkeys(map(_dollars, predicted.cost or (0, 0)))))
     return cells
+
+
+def _total_time_and_cost(
+    parts: list[tuple[Prediction | str | None, float]], price: float | None
+) -> list[str]:
+    """Cells, of such shares of runs one after another; without those that the slice will not do."""
+    if any(predicted is None for predicted, _ in parts):
+        return _time_and_cost(None, price)
+    known = [p.part(share) for p, share in parts if isinstance(p, Prediction)]
+    seconds, cost = (
+        tuple(sum((getattr(p, name) or (0, 0))[end] for p in known) for end in (0, 1))
+        for name in ("seconds", "cost")
+    )
+    return _time_and_cost(Prediction(seconds, cost), price)
+
+
+def _dollars(cost: float) -> str:
+    return f"{cost:,.0f}" if cost >= 100 else f"{cost:.3g}"
+
+
+def _basis(predictions: list[Prediction | str | None]) -> str:
+    """What the estimates of a slice rest on, and what they leave out."""
+    known = [p for p in predictions if isinstance(p, Prediction)]
+    words = ["one run after another"]
+    for compiled, by in (
+        (True, "by the compiler at an expected"),
+        (False, "by arithmetic at an assumed"),
+    ):
+        mfu = [share for p in known if p.compiled == compiled for share in p.mfu or ()]
+        if mfu:
+            runs = sum(p.compiled == compiled for p in known)
+            assumed = " to ".join(dict.fromkeys(f"{end(mfu):.0%}" for end in (min, max)))
+            words.append(f"{runs} {by} MFU of {assumed}")
+    for why in (NO_ROOM, NO_MESH):
+        if count := predictions.count(why):
+            words.append(f"{count} left out: {why}")
+    return "; ".join(words)
 
 
 def _words(found: State) -> str:
@@ -194,12 +253,12 @@ class Board:
         """For what is neither finished nor failed, one run after another."""
         seconds = 0.0
         for run, found in zip(self.runs, self.states, strict=True):
-            if found.status in ("finished", "failed"):
-                continue
+            share = share_left(run, found)
             predicted = as_before(run, self.runs, self.states)
-            if predicted is None:
+            if share and predicted is None:
                 return "unknown"
-            seconds += predicted.seconds[0] * (1 - found.step / run.experiment.run.num_steps)
+            if predicted is not None:
+                seconds += predicted.seconds[0] * share
         return duration(seconds)
 
     def table(self) -> Table:

@@ -255,7 +255,10 @@ def read_law(name: str) -> tuple[Law, Law | None, dict[str, tuple[float, float]]
         third = laws["approach_3"]
         law = Law(**{key: float(third["law"][key]) for key in NAMES})
         samples = Law(**{key: np.array(third["samples"][key], np.float64) for key in NAMES})
-        fitted = {key: tuple(map(float, laws["ranges"][key])) for key in PUBLISHED_RANGES}
+        fitted = {}
+        for quantity in PUBLISHED_RANGES:
+            least, most = laws["ranges"][quantity]
+            fitted[quantity] = float(least), float(most)
         return law, samples, fitted
     except OSError as e:
         raise UserError(
