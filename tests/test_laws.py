@@ -88,8 +88,8 @@ def test_approach_3_finds_the_minimum_of_the_240_points(refit):
 
 @pytest.mark.slow
 def test_the_bootstrap_agrees_with_the_published_one(refit):
-    """Ours do not cover theirs, they agree with them: each end lies within 5% of the published one,
-    inside of it or outside. Two sets of 1000 and of 4000 bootstraps differ by as much."""
+    """Ours do not cover theirs: they lie just inside. Their ends differ by 2.1% at the most, which
+    is A's 728, and by less than 0.5% for E, alpha and beta."""
     published = {  # of 4000 bootstraps: arXiv 2404.10102
         "A": (285, 744),
         "B": (1042, 5810),
@@ -100,7 +100,8 @@ def test_the_bootstrap_agrees_with_the_published_one(refit):
     for name in NAMES:
         low, high = interval(getattr(refit.samples, name))
         assert low < getattr(PUBLISHED["besiroglu"], name) < high
-        assert (low, high) == pytest.approx(published[name], rel=0.05), name
+        near = 0.03 if name in "AB" else 0.01
+        assert (low, high) == pytest.approx(published[name], rel=near), name
 
 
 @pytest.mark.slow
@@ -131,31 +132,38 @@ def covered(samples: np.ndarray, truth: float) -> bool:
     return low <= truth <= high
 
 
+# Of 100 intervals that cover the truth with probability 0.95, the binomial has 95 hits, and a
+# standard deviation of 2.2: 88 are three of these below. All 100 have a probability of 0.6%.
+EXPECTED_OF_100 = range(88, 100)
+
+
+@pytest.mark.slow
 def test_approach_1_covers_the_truth_as_often_as_it_says():
-    """Of 40 intervals of 95%: the binomial's mean is 38 and its standard deviation 1.4, or 1.9
-    because a and b come in pairs that hit and miss together. 34 is 2 of these below."""
-    hits = 0
-    for seed in range(20):
+    hits = [0, 0]
+    for seed in range(100):
         curves = envelope.curves(ladder(0.003, seed))
         assert len(curves) == 48
         residuals = 0.003 * np.random.default_rng(seed).standard_normal(48)
         params, tokens = envelope.bootstrap(curves, residuals, 60, np.random.default_rng(seed))
-        hits += covered(params.exponent, A_TRUE) + covered(tokens.exponent, 1 - A_TRUE)
-    assert hits >= 34
+        hits[0] += covered(params.exponent, A_TRUE)
+        hits[1] += covered(tokens.exponent, 1 - A_TRUE)
+    assert all(count in EXPECTED_OF_100 for count in hits), hits
+
+
+def test_approach_1_is_exact_without_noise():
     exact = envelope.fit(envelope.curves(ladder(0, 0, sizes=40)))[0]
     assert exact.exponent == pytest.approx(A_TRUE, abs=1e-3)
     assert exact(1e20) == pytest.approx(TRUE.optimal_params(1e20), rel=0.02)
 
 
 def test_approach_2_covers_the_truth_as_often_as_it_says():
-    """Of 100 intervals of 95%: 95, with a standard deviation of 2.2; within 3 of these."""
     hits = 0
     for seed in range(100):
         budgets = isoflop.find_budgets(isoflop_table(0.003, seed))
         assert [len(budget.points) for budget in budgets] == [7] * 5
         params, _ = isoflop.bootstrap(budgets, 200, np.random.default_rng(seed))
         hits += covered(params.exponent, A_TRUE)
-    assert 88 <= hits <= 100
+    assert hits in EXPECTED_OF_100
     exact = isoflop.fit(isoflop.find_budgets(isoflop_table(0, 0)))[0]
     assert exact.exponent == pytest.approx(A_TRUE, abs=1e-3)
     assert exact(1e20) == pytest.approx(TRUE.optimal_params(1e20), rel=0.02)
@@ -163,10 +171,9 @@ def test_approach_2_covers_the_truth_as_often_as_it_says():
 
 @pytest.mark.slow
 def test_approach_3_covers_the_truth_as_often_as_it_says():
-    """Of 20 intervals of 95%: 19, with a standard deviation of 1.0; the least of six counts, which
-    are not independent, is expected within 3 of these."""
+    """Of 60 intervals of 95%: 57 hits, with a standard deviation of 1.7; 52 are three below."""
     hits = dict.fromkeys((*NAMES, "a"), 0)
-    for seed in range(20):
+    for seed in range(60):
         table, rng = isoflop_table(0.003, seed), np.random.default_rng(seed)
         runs = len(table)
         (law,) = laws(parametric.refit(table, TRUE, np.ones((1, runs))))
@@ -175,7 +182,7 @@ def test_approach_3_covers_the_truth_as_often_as_it_says():
         for name in NAMES:
             hits[name] += covered(getattr(samples, name), getattr(TRUE, name))
         hits["a"] += covered(samples.exponents[0], A_TRUE)
-    assert min(hits.values()) >= 16, hits
+    assert min(hits.values()) >= 52, hits
 
 
 def laws(several: Law) -> list[Law]:
