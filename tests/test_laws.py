@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama_jax.config import UserError
-from llama_jax.scaling import envelope, isoflop, parametric, points, report
+from llama_jax.scaling import envelope, figures, isoflop, parametric, points, report
 from llama_jax.scaling.decision import quantity
 from llama_jax.scaling.fit import (
     Fit,
@@ -308,6 +308,10 @@ def test_a_run_ends_with_its_row_of_most_tokens(tmp_path):
         ("N,D,loss\n1,2\n", "line 2, column 'loss': got None"),
         ("N,D,loss\n" + 9 * "1e8,2e9,3\n", "9 runs of 1 sizes of model are left"),
         ("N,D,loss\n1e7,1e9,3\n1e8,1e9,2.5\n1e9,1e9,2\n", "3 runs of 3 sizes of model are left"),
+        (
+            "N,D,loss,run\n" + "".join(f"1e{n},{d}e9,3,{n}\n" for n in (7, 8, 9) for d in (1, 2)),
+            "3 runs of 3 sizes .* at the least; --run says which of the 6 rows are one run",
+        ),
     ],
 )
 def test_a_table_that_will_not_do_is_refused_in_one_line(tmp_path, text, message):
@@ -393,6 +397,27 @@ def test_a_row_beyond_the_runs_says_how_far():
 )
 def test_a_quantity_has_three_digits_and_the_letter_that_fits_them(value, text):
     assert quantity(value) == text
+
+
+def test_a_saving_of_nothing_has_no_sign():
+    assert (report._percent(-1e-9), report._percent(0.1744), report._percent(np.nan)) == (
+        *("0.0%", "17.4%", "-"),
+    )
+
+
+def test_figures_say_what_their_lines_are(tmp_path, monkeypatch):
+    table = isoflop_table(0, 0, budgets=3, sizes=9)
+    small = (table.params < 0.8 * TRUE.optimal_params(table.flops)) & (table.flops < 2e18)
+    found = fit(table.take(small | (table.flops > 2e18)), "t.csv", bootstraps=2, seed=0)
+    assert [budget.inside for budget in found.budgets] == [False, True, True]
+    drawn = {}
+    monkeypatch.setattr(figures, "_save", lambda figure, stem: drawn.update({stem.name: figure}))
+    figures.draw_fit(found, tmp_path)
+    with_curves = dataclasses.replace(found, curves=envelope.curves(ladder(0, 0)))
+    for figure in (drawn["isoflop"], drawn["residuals"], figures._envelope(with_curves)):
+        assert figure.axes[0].get_title()
+    labels = [text.get_text() for text in drawn["isoflop"].axes[0].get_legend().get_texts()]
+    assert labels == ["parabola", "its minimum", "no minimum among the sizes tried"]
 
 
 def test_too_few_to_leave_one_out_is_said():

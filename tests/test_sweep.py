@@ -400,7 +400,9 @@ def test_storage_out_of_reach_is_said_in_one_line(monkeypatch, capsys):
     assert (end.value.code, capsys.readouterr().err) == (2, expected)
 
 
-def test_what_is_left_is_neither_finished_nor_failed_and_lacks_what_is_done(make_file, tmp_path):
+def test_what_is_left_is_neither_finished_nor_failed_and_lacks_what_is_done(
+    make_file, tmp_path, monkeypatch, capsys
+):
     runs = sweep.load(str(make_file(*((16, 8 + 4 * i, 512) for i in range(4)))), [], tmp_path)
     states = [
         sweep.State("finished", step=8),
@@ -410,3 +412,9 @@ def test_what_is_left_is_neither_finished_nor_failed_and_lacks_what_is_done(make
     ]
     shares = [board.share_left(run, found) for run, found in zip(runs, states, strict=True)]
     assert shares == [0, 0, 0.5, 1]
+    by_run = dict(zip(runs, states, strict=True))
+    monkeypatch.setattr(board, "state", by_run.get)
+    board.print_plan(runs, None, None)
+    (left,) = [line for line in capsys.readouterr().out.splitlines() if "left: 2 runs" in line]
+    assert "1 unfinished, 1 waiting" in left
+    assert left.split()[left.split().index("1") - 2] == f"{0.5 * 16 + 20:.0f}"  # of 8 to 20 steps

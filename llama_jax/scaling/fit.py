@@ -47,7 +47,7 @@ class Fit:
 def fit(points: Points, table: str, bootstraps: int, seed: int) -> Fit:
     """Raises UserError for points that no law can be fitted to. Shows its progress."""
     final, rng = points.final(), np.random.default_rng(seed)
-    _check(final, table)
+    _check(final, len(points), table)
     progress = Progress(4, 0)
     start = time.monotonic()
     law, objective = parametric.fit(final)
@@ -96,12 +96,13 @@ def interval(samples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check(points: Points, table: str) -> None:
+def _check(points: Points, rows: int, table: str) -> None:
     sizes = len(np.unique(points.size))
     if len(points) < MIN_RUNS or sizes < MIN_SIZES:
         raise UserError(
             f"{table}: {len(points)} runs of {sizes} sizes of model are left; a law of five "
             f"coefficients needs {MIN_RUNS} runs and {MIN_SIZES} sizes at the least"
+            + (f"; --run says which of the {rows} rows are one run" if rows > len(points) else "")
         )
 
 
