@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from llama_jax.config import UserError
 from llama_jax.scaling import envelope, parametric
@@ -52,6 +53,9 @@ def _isoflop(fit: Fit) -> Figure:
             bottom = np.polyval(budget.parabola, np.log(budget.params))
             axes.plot(budget.params, bottom, "*", color=colour, markersize=11, mec="k", mew=0.5)
     axes.set(xscale="log", xlabel="parameters N", ylabel="loss (nats per token)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda params, _: quantity(params))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title("IsoFLOP curves and their minima", fontsize=10)
     axes.grid(alpha=0.3)
     axes.plot([], [], "k-", linewidth=1, label="parabola")
