@@ -1,13 +1,13 @@
 """Whether an export computes what its checkpoint does.
 
-One side is the training model itself; the other, the files as readers.py reads them, run through a
-forward pass in plain NumPy in the format's own conventions. Both go layer by layer, so that a model
-needs no more memory than one of its layers.
+One side is the training model itself; the other, the files as readers.py reads them: each tensor
+within what its type rounds, and all of them in a forward pass in plain NumPy in the format's own
+conventions. Both go layer by layer, so that a model needs no more memory than one of its layers.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import jax
@@ -18,9 +18,20 @@ from flax import nnx
 from llama_jax.attention import attend_within_documents
 from llama_jax.checkpoint import by_name
 from llama_jax.config import ModelConfig
-from llama_jax.formats.readers import ROLES, Conventions, Files
-from llama_jax.formats.weights import Checkpoint, Place, from_matrix
-from llama_jax.model import Block, RMSNorm, lookup, rotation_of
+from llama_jax.formats.readers import ROLES, ROWS, Conventions, Files, Tensor, Unreadable
+from llama_jax.formats.weights import (
+    EMBEDDING,
+    HEAD,
+    KEY,
+    QUERY,
+    TYPES,
+    VALUE,
+    Checkpoint,
+    Place,
+    from_matrix,
+    places,
+)
+from llama_jax.model import Block, RMSNorm, rotation_of
 from llama_jax.sharding import einsum
 
 # Of the logits' standard deviation: fp32 rounding is 3e-6 to 3e-5 of it in most models. In those
@@ -31,17 +42,103 @@ PROMPT = (
     "une phrase en français, ein Satz auf Deutsch."
 )
 PROMPT_TOKENS = 64
+ROLE_OF = {
+    EMBEDDING: "embedding",
+    "layers/attn_norm/scale_D": "attn_norm",
+    QUERY: "q",
+    KEY: "k",
+    VALUE: "v",
+    "layers/attn/wo_GRKD": "o",
+    "layers/mlp_norm/scale_D": "mlp_norm",
+    "layers/mlp/w_gate_DF": "gate",
+    "layers/mlp/w_up_DF": "up",
+    "layers/mlp/w_down_FD": "down",
+    "final_norm/scale_D": "final_norm",
+    HEAD: "head",
+}
 
 
 def prompts(checkpoint: Checkpoint) -> np.ndarray:
     """int32 [2, PROMPT_TOKENS]: a text, and tokens from all over the vocabulary."""
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor(model_proto=checkpoint.tokenizer)
+    processor = _processor(checkpoint)
     text = [processor.bos_id(), *processor.encode(PROMPT)]
     repeated = np.resize(text, PROMPT_TOKENS)
     everywhere = np.random.default_rng(0).integers(0, checkpoint.cfg.vocab_size, PROMPT_TOKENS)
     return np.stack([repeated, everywhere]).astype(np.int32)
+
+
+def _processor(checkpoint: Checkpoint):
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=checkpoint.tokenizer)
+
+
+def wrong_tensors(checkpoint: Checkpoint, files: Files, type: str) -> list[str]:
+    """What is said of each tensor that is further from the checkpoint's than its type rounds.
+
+    Raises Unreadable for one that is missing or of another shape.
+    """
+    cfg = checkpoint.cfg
+    wrong = []
+    for place in places(cfg):
+        roles = [ROLE_OF[place.name]]
+        if place.name == EMBEDDING and cfg.tie_embeddings:
+            roles.append("head")
+        matrix = checkpoint.matrix(place)
+        for role in roles:
+            tensor = files.tensor(role, place.layer or 0)
+            c = files.conventions
+            pairs = (role == "q" and c.q_pairs) or (role == "k" and c.k_pairs)
+            wrong += _difference(matrix, tensor, type, cfg.head_dim if pairs else None)
+    return wrong
+
+
+def _difference(matrix: np.ndarray, tensor: Tensor, type: str, pairs_of: int | None) -> list[str]:
+    """pairs_of: the head_dim, if the tensor's rotary partners are neighbours."""
+    if tensor.shape != matrix.shape:
+        raise Unreadable(f"{tensor.name}: has shape {tensor.shape}, expected {matrix.shape}")
+    order = np.arange(len(matrix))
+    if pairs_of:
+        order = order.reshape(-1, 2, pairs_of // 2).swapaxes(1, 2).ravel()
+    differences, excess = [], []
+    for rows, values in tensor.blocks():
+        expected = matrix[order[rows]]
+        for where, x in (("the checkpoint", expected), ("the files", values)):
+            if not np.isfinite(x).all():
+                return [f"{tensor.name} has values in {where} that are not finite"]
+        difference = np.abs(values - expected)
+        differences.append(difference.max())
+        excess.append((difference - rounding(expected, type)).max())
+    if max(excess) <= 0:
+        return []
+    return [f"{tensor.name} differs by up to {max(differences):.2g}, more than {type} rounds"]
+
+
+def rounding(x: np.ndarray, type: str) -> np.ndarray | float:
+    """The most that values of a type, or of a finer one, are from the fp32 values x."""
+    if type == "f32":
+        return 0.0
+    if type in TYPES:
+        info = jnp.finfo(TYPES[type])
+        return np.abs(x) * float(info.eps / 2) + float(info.smallest_subnormal)
+    if x.ndim == 1 or x.shape[1] % 32:  # GGUF keeps these in f32
+        return 0.0
+    blocks = np.abs(x).reshape(len(x), -1, 32).max(-1)
+    # A scale is 1/127 or 1/8 of a block's largest value, rounded to f16, and multiplies 127 or 8 at
+    # the most. q4_0 has no +8, and gives +7 in its place.
+    largest, scales = (127, 0.5) if type == "q8_0" else (8, 1.0)
+    bound = blocks / largest * (scales + largest * 2.0**-11) + largest * 2.0**-25
+    return np.repeat(bound, 32, axis=-1)
+
+
+def wrong_tokens(checkpoint: Checkpoint, encode: Callable, texts: Iterable[str]) -> list[str]:
+    """What is said of each text of which the files' tokenizer makes other tokens."""
+    processor = _processor(checkpoint)
+    return [
+        f"the files' tokenizer makes other tokens of {text!r}"
+        for text in texts
+        if encode(text) != [processor.bos_id(), *processor.encode(text)]
+    ]
 
 
 def logits_of_checkpoint(
@@ -51,18 +148,19 @@ def logits_of_checkpoint(
 ) -> np.ndarray:
     """fp32 [B, T, V] by the training model's own blocks, under jax.set_mesh of one device.
 
-    rounded: what is to be computed with in place of a matrix.
+    rounded: what is to be computed with in place of a matrix, or of some rows of one.
     """
     cfg = dataclasses.replace(checkpoint.cfg, compute_dtype="float32", attention="reference")
 
     def parameter(name: str, layer: int | None = None) -> jax.Array:
         place = Place(name, layer)
-        matrix = rounded(checkpoint.matrix(place), place)
-        return jnp.asarray(from_matrix(matrix, name, cfg))
+        return jnp.asarray(from_matrix(rounded(checkpoint.matrix(place), place), name, cfg))
 
+    embedding = Place(EMBEDDING, None)
+    x_BTD = jnp.asarray(rounded(checkpoint.matrix(embedding)[tokens_BT.ravel()], embedding))
+    x_BTD = x_BTD.reshape(*tokens_BT.shape, -1)
     block = jax.eval_shape(lambda: Block(cfg, nnx.Rngs(0)))
     names = ["layers/" + name for name in by_name(block)]
-    x_BTD = _lookup(parameter("embed_VD"), tokens_BT)
     for layer in range(cfg.num_layers):
         leaves = [parameter(name, layer) for name in names]
         x_BTD = _run_block(cfg, jax.tree.unflatten(jax.tree.structure(block), leaves), x_BTD)
@@ -70,12 +168,17 @@ def logits_of_checkpoint(
         del leaves
     norm = RMSNorm(cfg.embed_dim, cfg.norm_eps)
     norm.scale_D[...] = parameter("final_norm/scale_D")
-    head_DV = parameter("embed_VD").T if cfg.tie_embeddings else parameter("lm_head_DV")
-    return np.asarray(_logits(norm(x_BTD), head_DV))
+    x_BTD = norm(x_BTD)
+    head = embedding if cfg.tie_embeddings else Place(HEAD, None)
+    matrix = checkpoint.matrix(head)
+    logits_BTV = np.empty((*tokens_BT.shape, cfg.vocab_size), np.float32)
+    for start in range(0, cfg.vocab_size, ROWS):
+        rows = slice(start, start + ROWS)
+        logits_BTV[..., rows] = _logits(x_BTD, jnp.asarray(rounded(matrix[rows], head)))
+    return logits_BTV
 
 
-_lookup = jax.jit(lookup)
-_logits = jax.jit(partial(einsum, "BTD,DV->BTV"))
+_logits = jax.jit(partial(einsum, "BTD,VD->BTV"))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -92,31 +195,34 @@ def _run_block(cfg: ModelConfig, block: Block, x_BTD: jax.Array) -> jax.Array:
 
 def logits_of_files(
     files: Files,
+    cfg: ModelConfig,
     conventions: Conventions,
     tokens_BT: np.ndarray,
     dtype: type[np.floating] = np.float64,
 ) -> np.ndarray:
-    """[B, T, V] in NumPy. dtype: of the arithmetic."""
+    """fp32 [B, T, V] in NumPy, of files that have the shapes of cfg. dtype: of the arithmetic."""
     c = conventions
 
-    def tensor(role: str, layer: int = 0) -> np.ndarray:
+    def norm(x: np.ndarray, role: str, layer: int = 0) -> np.ndarray:
+        scale = files.tensor(role, layer).whole()
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + c.norm_eps) * scale
+
+    def linear(x: np.ndarray, role: str, layer: int = 0, out: type = dtype) -> np.ndarray:
         if c.swapped:
             role = {"gate": "up", "up": "gate"}.get(role, role)
-        matrix = files.tensor(role, layer)
-        return matrix.T if role == c.transposed else matrix
+        tensor = files.tensor(role, layer)
+        if role == c.transposed:
+            return x @ tensor.whole().astype(dtype)
+        y = np.empty((*x.shape[:-1], tensor.shape[0]), out)
+        for rows, matrix in tensor.blocks():
+            y[..., rows] = x @ matrix.T.astype(dtype)
+        return y
 
-    def norm(x: np.ndarray, role: str, layer: int = 0) -> np.ndarray:
-        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + c.norm_eps) * tensor(role, layer)
-
-    def linear(x: np.ndarray, role: str, layer: int = 0) -> np.ndarray:
-        matrix = tensor(role, layer)
-        # Some rows at a time, of which there is then a copy in dtype.
-        rows = (matrix[i : i + 4096] for i in range(0, len(matrix), 4096))
-        return np.concatenate([x @ part.T.astype(dtype) for part in rows], axis=-1)
-
-    (B, T), H, G = tokens_BT.shape, c.num_heads, c.kv_heads
-    x = tensor("embedding")[tokens_BT].astype(dtype)
-    K = x.shape[-1] // H
+    (B, T), H, G, K = tokens_BT.shape, cfg.num_heads, cfg.kv_heads, cfg.head_dim
+    x = np.empty((B, T, cfg.embed_dim), dtype)
+    for rows, matrix in files.tensor("embedding", 0).blocks():
+        inside = (rows.start <= tokens_BT) & (tokens_BT < rows.stop)
+        x[inside] = matrix[tokens_BT[inside] - rows.start]
     angle = np.outer(np.arange(T), c.rope_theta ** (-np.arange(0, K, 2) / K))
     turn = np.exp(1j * angle)[:, None]
     future = np.triu(np.full((T, T), -np.inf, dtype), 1)
@@ -129,7 +235,7 @@ def logits_of_files(
         z = (a + 1j * b) * turn
         return np.concatenate([z.real, z.imag], -1).astype(dtype)  # in one order, whichever it was
 
-    for layer in range(c.num_layers):
+    for layer in range(cfg.num_layers):
         y = norm(x, "attn_norm", layer)
         q = rotated(linear(y, "q", layer).reshape(B, T, H, K), c.q_pairs)
         k = rotated(linear(y, "k", layer).reshape(B, T, G, K), c.k_pairs)
@@ -143,19 +249,29 @@ def logits_of_files(
         y = norm(x, "mlp_norm", layer)
         gate = linear(y, "gate", layer)
         x = x + linear(gate / (1 + np.exp(-gate)) * linear(y, "up", layer), "down", layer)
-    return linear(norm(x, "final_norm"), "head")
+    return linear(norm(x, "final_norm"), "head", out=np.float32)
 
 
-def compare(logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """How far logits are from reference, both [B, T, V]."""
-    difference = np.abs(logits - reference)
-    p, q = (np.float64(x) - _logsumexp(np.float64(x)) for x in (reference, logits))
-    return {
-        "max_abs": float(difference.max()),
-        "max_rel": float(difference.max() / reference.std()),  # of the standard deviation
-        "kl": float(np.mean(np.sum(np.exp(p) * (p - q), -1))),  # nats a token
+def compare(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
+    """How far logits are from reference, both [B, T, V]; None for what is not finite."""
+    differences, kl = [], []
+    for x_TV, reference_TV in zip(logits, reference, strict=True):
+        for x, y in zip(x_TV.astype(float), reference_TV.astype(float), strict=True):
+            differences.append(np.abs(x - y).max())
+            p, q = y - _logsumexp(y), x - _logsumexp(x)
+            kl.append(np.sum(np.exp(p) * (p - q)))
+    max_abs = np.max(differences)
+    figures = {
+        "max_abs": float(max_abs),
+        "max_rel": float(max_abs / reference.std()),  # of the standard deviation
+        "kl": float(np.mean(kl)),  # nats a token
         "greedy_agreement": float(np.mean(logits.argmax(-1) == reference.argmax(-1))),
     }
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def within(figures: dict[str, float | None], tolerance: float) -> bool:
+    return figures["max_rel"] is not None and figures["max_rel"] <= tolerance
 
 
 def _logsumexp(x: np.ndarray) -> np.ndarray:
@@ -173,12 +289,6 @@ def causes(
         "Q/K permutation: the rows of wq and wk are in the other rotary layout": q_other | k_other,
         "Q/K permutation: the rows of wq are in the other rotary layout": q_other,
         "Q/K permutation: the rows of wk are in the other rotary layout": k_other,
-        f"norm eps: the files say {c.norm_eps:g}, the checkpoint {cfg.norm_eps:g}": dict(
-            norm_eps=cfg.norm_eps
-        ),
-        f"rope base: the files say {c.rope_theta:g}, the checkpoint {cfg.rope_theta:g}": dict(
-            rope_theta=cfg.rope_theta
-        ),
         "gate and up are swapped": dict(swapped=True),
     }
     for role in ROLES:
@@ -189,7 +299,7 @@ def causes(
     for cause, change in tries.items():
         changed = dataclasses.replace(c, **change)
         if changed != c:
-            logits = logits_of_files(files, changed, tokens_BT)
-            if compare(logits, reference)["max_rel"] <= tolerance:
+            logits = logits_of_files(files, cfg, changed, tokens_BT)
+            if within(compare(logits, reference), tolerance):
                 found.append(cause)
     return found
