@@ -1,8 +1,9 @@
 """What other programs compute from exported files: python tests/clients.py CLIENT DIRECTORY...
 
 For test_export.py, each client in an environment of its own. Of each DIRECTORY, an export, the
-tokens [B, T] in tokens.npy beside it go through the model, and the texts in texts.json through the
-tokenizer: into DIRECTORY.CLIENT.npy, [B, T, V], and DIRECTORY.CLIENT.json.
+tokens [B, T] in tokens.npy beside it go through the model, and the texts in DIRECTORY.texts.json,
+with what decoding gives back of them, through the tokenizer: into DIRECTORY.CLIENT.npy, [B, T, V],
+and DIRECTORY.CLIENT.json.
 """
 
 import json
@@ -20,8 +21,8 @@ def transformers(directory: Path, tokens, texts):
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory)
     ids = [tokenizer(text)["input_ids"] for text in texts]
-    for text, row in zip(texts, ids, strict=True):
-        assert tokenizer.decode(row, skip_special_tokens=True) == text, text
+    for (text, survives), row in zip(texts.items(), ids, strict=True):
+        assert tokenizer.decode(row, skip_special_tokens=True) == survives, text
     with torch.no_grad():
         return model.eval()(torch.tensor(tokens)).logits.numpy(), ids
 
@@ -126,7 +127,7 @@ if __name__ == "__main__":
     }
     for directory in map(Path, sys.argv[2:]):
         tokens = np.load(directory.parent / "tokens.npy")
-        texts = json.loads((directory.parent / "texts.json").read_text())
+        texts = json.loads(Path(f"{directory}.texts.json").read_text())
         logits, ids = client[sys.argv[1]](directory, tokens, texts)
         np.save(f"{directory}.{sys.argv[1]}.npy", logits)
         Path(f"{directory}.{sys.argv[1]}.json").write_text(json.dumps(ids))

@@ -32,11 +32,12 @@ from exports import (
     save_random,
     sha256,
 )
+from gguf import GGUFWriter
 
 from llama_jax import checkpoint, cli, config
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.data import documents, tokenizer
-from llama_jax.formats import exporter, gguf, hf, proof, vocabulary, weights
+from llama_jax.formats import exporter, gguf, hf, proof, readers, vocabulary, weights
 from llama_jax.formats.weights import Checkpoint
 
 # <s> in a text is a text to SentencePiece, and a token to transformers.
@@ -76,15 +77,19 @@ def exported(request, runs, trained, tmp_path_factory) -> dict[Path, tuple[Path,
     for workdir in workdirs:
         cfg = experiment_of(workdir).model
         tokens = np.random.default_rng(1).integers(0, cfg.vocab_size, (2, 48)).astype(np.int32)
-        # stories260K's tokenizer drops spaces, which llama.cpp's cannot.
-        texts = [] if workdir.name == "stories" else TEXTS
         (directory / workdir.name).mkdir()
         np.save(directory / workdir.name / "tokens.npy", tokens)
         np.save(directory / workdir.name / "logits.npy", logits_of(workdir, tokens))
-        (directory / workdir.name / "texts.json").write_text(json.dumps(texts))
         exact = [(to, "f32") for to in ("hf", "gguf", *["litgpt", "meta"] * has_torch())]
         for to, type in exact + list(ROUNDED) * (workdir.name == "gqa"):
-            made[directory / workdir.name / f"{to}-{type}"] = workdir, to, type
+            out = directory / workdir.name / f"{to}-{type}"
+            made[out] = workdir, to, type
+            # stories260K's tokenizer removes extra spaces, and llama.cpp does not.
+            single = to == "gguf" and workdir.name == "stories"
+            texts = [" ".join(text.split()) if single else text for text in TEXTS]
+            processor = tokenizer.load(experiment_of(workdir).data.tokenizer)
+            survive = {text: processor.decode(processor.encode(text)) for text in texts}
+            Path(f"{out}.texts.json").write_text(json.dumps(survive))
     jobs = [
         dict(workdir=workdir, out=out, to=to, type=type, shards=2)
         for out, (workdir, to, type) in made.items()
@@ -110,7 +115,7 @@ def test_clients_compute_our_logits_and_ids(client, exported):
         limit, kl_limit = ROUNDED.get((to, type), EXACT)
         assert figures["max_rel"] < limit and abs(figures["kl"]) < kl_limit, out
         processor = tokenizer.load(experiment_of(workdir).data.tokenizer)
-        texts = json.loads((out.parent / "texts.json").read_text())
+        texts = json.loads(Path(f"{out}.texts.json").read_text())
         ids = json.loads(Path(f"{out}.{client}.json").read_text())
         assert ids == [[processor.bos_id(), *processor.encode(text)] for text in texts]
 
@@ -142,6 +147,15 @@ def test_an_export_says_what_it_is(runs, tmp_path, capsys):
     assert args.run(args) == 0 and "not verified" in capsys.readouterr().out
     manifest = json.loads((tmp_path / "other/export.json").read_text())
     assert manifest["verification"] == "none: --no-verify"
+
+
+def test_spaces_that_llama_cpp_does_not_remove_are_said(stories, tmp_path):
+    manifest = export(stories, tmp_path / "x", "gguf")
+    (note,) = manifest["notes"]
+    assert "a text with repeated, leading or trailing spaces becomes other tokens" in note
+    assert note in exporter.summary(tmp_path / "x", manifest)
+    assert manifest["verification"]["tokenizer"] == "12 texts"
+    assert export(stories, tmp_path / "y", "hf", verify=False)["notes"] == []
 
 
 def test_an_unproven_export_never_has_the_name_that_was_asked_for(runs, tmp_path, monkeypatch):
@@ -208,6 +222,10 @@ def shifted_tokens(matrix, name, layer):
     return np.roll(matrix, 1, 0) if name == weights.EMBEDDING else matrix
 
 
+def not_finite(matrix, name, layer):
+    return matrix * np.nan if (name, layer) == ("layers/mlp/w_up_DF", 2) else matrix
+
+
 def noisy(matrix, name, layer):
     noise = np.random.default_rng(0).normal(size=matrix.shape) * matrix.std() / 100
     return matrix + noise if (name, layer) == ("layers/mlp/w_up_DF", 2) else matrix
@@ -230,6 +248,26 @@ def misconfigured(field, value):
     return lambda monkeypatch: monkeypatch.setattr(hf, "write_config", write)
 
 
+def other_merges(monkeypatch):
+    real = vocabulary._merges
+    monkeypatch.setattr(vocabulary, "_merges", lambda parsed: real(parsed)[::-1])
+
+
+def other_scores(monkeypatch):
+    real = GGUFWriter.add_token_scores
+    monkeypatch.setattr(
+        GGUFWriter, "add_token_scores", lambda writer, scores: real(writer, scores[::-1])
+    )
+
+
+def other_activation(monkeypatch):
+    def write(path, value):
+        other = {"hidden_act": "gelu"} if path.name == "config.json" else {}
+        weights.write_json(path, value | other)
+
+    monkeypatch.setattr(hf, "write_json", write)
+
+
 WRONG = {
     "gguf not permuted": ("gguf", unpermuted(gguf), "Q/K permutation: the rows of wq and wk"),
     "hf permuted": ("hf", changed(hf, permuted), "Q/K permutation: the rows of wq and wk"),
@@ -238,7 +276,7 @@ WRONG = {
     "transposed": ("hf", changed(hf, transposed), "transposed matrix: o"),
     "kv heads reversed": ("hf", changed(hf, reversed_kv_heads), "none of the usual"),
     "embedding off by one": ("hf", changed(hf, shifted_tokens), "none of the usual"),
-    "noise of 1% on a matrix": ("hf", changed(hf, noisy), "none of the usual"),
+    "noise of 1% on a matrix": ("hf", changed(hf, noisy), "layers.2.mlp.up_proj.weight differs by"),
     "gate and up": (
         "hf",
         swapped("layers/mlp/w_gate_DF", "layers/mlp/w_up_DF"),
@@ -249,8 +287,13 @@ WRONG = {
         swapped("layers/attn_norm/scale_D", "layers/mlp_norm/scale_D"),
         "none of the usual",
     ),
-    "eps": ("hf", misconfigured("norm_eps", 1e-6), "norm eps: the files say 1e-06, .* 1e-05"),
-    "theta": ("hf", misconfigured("rope_theta", 5_050.0), "rope base: the files say 5050"),
+    "eps": ("hf", misconfigured("norm_eps", 1e-6), "norm eps: rms_norm_eps is 1e-06 .* 1e-05"),
+    "theta": ("hf", misconfigured("rope_theta", 5_050.0), "rope base: rope_theta is 5050"),
+    "not finite": (
+        "hf",
+        changed(hf, not_finite),
+        "logits are not finite .* model.layers.2.mlp.up_proj.weight has values in the files that",
+    ),
 }
 
 
@@ -262,8 +305,103 @@ def test_wrong_exports_are_refused_and_their_cause_is_named(runs, tmp_path, monk
         export(runs / "gqa", tmp_path / "x", to)
     print(e.value)
     assert not (tmp_path / "x").exists()
-    verification = json.loads((tmp_path / "x.unproven/export.json").read_text())["verification"]
-    assert not verification["passed"] and verification["conversion"]["max_rel"] > proof.TOLERANCE
+    manifest = (tmp_path / "x.unproven/export.json").read_text()
+    verification = json.loads(manifest, parse_constant=pytest.fail)["verification"]
+    assert not verification["passed"]
+    assert not proof.within(verification["conversion"], proof.TOLERANCE)
+
+
+UNSEEN = {  # by logits
+    "activation": ("hf", other_activation, "hidden_act is 'gelu' in config.json"),
+    "merges": ("hf", other_merges, "the files' tokenizer makes other tokens of 'one  two"),
+    "scores": ("gguf", other_scores, "the files' tokenizer makes other tokens of 'one  two"),
+}
+
+
+@pytest.mark.parametrize("how", UNSEEN)
+def test_what_logits_do_not_show_is_refused_too(runs, tmp_path, monkeypatch, how):
+    to, patch, cause = UNSEEN[how]
+    patch(monkeypatch)
+    with pytest.raises(exporter.WrongExport, match=cause):
+        export(runs / "gqa", tmp_path / "x", to)
+
+
+def test_a_quantiser_that_loses_too_much_is_refused(runs, tmp_path, monkeypatch):
+    def halved(matrix, type, place, cfg):
+        return encode(
+            matrix / 2 if place.name == "layers/mlp/w_up_DF" else matrix, type, place, cfg
+        )
+
+    encode = gguf.encode
+    monkeypatch.setattr(gguf, "encode", halved)
+    cause = r"blk.0.ffn_up.weight differs by .*, more than q8_0 rounds, and 2 more tensors do"
+    with pytest.raises(exporter.WrongExport, match=cause):
+        export(runs / "gqa", tmp_path / "x", "gguf", "q8_0")
+
+
+@pytest.mark.parametrize("type", ("f32", "bf16", "f16", "q8_0", "q4_0"))
+def test_the_limit_of_a_type_is_what_it_rounds(type):
+    """Values of every size down to f16's least, and blocks whose largest is of either sign."""
+    x = np.random.default_rng(0).normal(size=(512, 64)).astype(np.float32)
+    x *= np.logspace(-8, 4, 512, dtype=np.float32)[:, None]
+    place = weights.Place("layers/mlp/w_gate_DF", 0)
+    cfg = dataclasses.replace(GQA, mlp_dim_override=512)
+    error = np.abs(gguf.decode(*gguf.encode(x, type, place, cfg)) - x)
+    limit = proof.rounding(x, type)
+    assert (error <= limit).all()
+    assert type == "f32" or (error >= 0.8 * limit)[-100:].any()  # and is not much less
+
+
+CHANGED = {
+    "head_dim": 99,
+    "hidden_size": 65,
+    "intermediate_size": 161,
+    "num_key_value_heads": 1,
+    "vocab_size": 2081,
+    "tie_word_embeddings": True,
+    "eos_token_id": 3,
+    "rope_theta": 10_000.0,
+    "rope_scaling": {"type": "linear", "factor": 8.0},
+    "rope_parameters": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5_000.0},
+}
+
+
+@pytest.mark.parametrize("field", CHANGED)
+def test_every_field_that_transformers_reads_is_compared(runs, tmp_path, field):
+    checkpoint = open_checkpoint(runs / "gqa")
+    hf.write_config(checkpoint, tmp_path, "f32")
+    hf.write_tokenizer(checkpoint, tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    assert readers.hugging_face(tmp_path, checkpoint).differences == []
+    config = json.loads((tmp_path / "config.json").read_text()) | {field: CHANGED[field]}
+    weights.write_json(tmp_path / "config.json", config)
+    (said,) = readers.hugging_face(tmp_path, checkpoint).differences
+    assert f"{field} is {CHANGED[field]!r} in config.json, expected" in said
+
+
+@pytest.mark.parametrize(
+    "field", ("embedding_length", "feed_forward_length", "rope_dimension_count", "vocab_size")
+)
+def test_every_field_that_llama_cpp_reads_is_compared(runs, tmp_path, monkeypatch, field):
+    real = getattr(GGUFWriter, f"add_{field}")
+    monkeypatch.setattr(GGUFWriter, f"add_{field}", lambda writer, n: real(writer, n + 1))
+    checkpoint = open_checkpoint(runs / "gqa")
+    gguf.write(checkpoint, tmp_path, "f32")
+    (said,) = readers.gguf(tmp_path, checkpoint).differences
+    key = field.replace("rope_dimension", "rope.dimension")
+    assert f"llama.{key} is " in said and "model.gguf, expected the checkpoint's" in said
+
+
+def test_an_index_that_names_the_wrong_file_is_refused(runs, tmp_path, monkeypatch):
+    def write(path, value):
+        if path.name == hf.INDEX:
+            value["weight_map"]["model.norm.weight"] = "model-00001-of-00002.safetensors"
+        weights.write_json(path, value)
+
+    monkeypatch.setattr(hf, "write_json", write)
+    cause = "model.norm.weight: is not in model-00001-of-00002.safetensors"
+    with pytest.raises(exporter.WrongExport, match=cause):
+        export(runs / "gqa", tmp_path / "x", "hf", shard_bytes=1_000_000)
 
 
 # In a process of its own, for torch.
@@ -278,6 +416,11 @@ def refused(**options):
         print(e)
 
 refused(shards=8)
+shard = exporter.meta._shard
+exporter.meta._shard = lambda values, name, i, shards: (
+    shard(values, name, i, shards) + (i if name == "final_norm/scale_D" else 0))
+refused(shards=2)
+exporter.meta._shard = shard
 exporter.meta.to_pairs = lambda matrix, *_: matrix
 refused()
 """
@@ -286,8 +429,9 @@ refused()
 def test_exports_to_meta_are_refused(runs, tmp_path):
     interpreter("meta")
     done = child(REFUSED_META, runs / "gqa", tmp_path / "x")
-    split, wrong = done.stdout.splitlines()
+    split, norms, wrong = done.stdout.splitlines()
     assert split == "--shards: got 8, expected a divisor of model.num_kv_heads=2"
+    assert "norm.weight: is not the same in consolidated.01.pth as in the others" in norms
     assert "likely cause: Q/K permutation: the rows of wq and wk" in wrong
     assert [path.name for path in tmp_path.iterdir()] == ["x.unproven"]
 
@@ -443,6 +587,9 @@ def test_what_cannot_be_exported_is_said_in_a_line(runs, tmp_path, monkeypatch):
     command = ("export", runs / "gqa", "--to", "hf", "--out", tmp_path / "out", "--shards", 4)
     args = cli.parser().parse_args([*map(str, command)])
     with pytest.raises(UserError, match="--shards belongs to --to meta; got --to hf"):
+        args.run(args)
+    args = cli.parser().parse_args([*map(str, command[:-2]), "--set", "model.rope_theta=500"])
+    with pytest.raises(UserError, match="--set: got model.rope_theta=500.0, but the checkpoint"):
         args.run(args)
     large = dataclasses.replace(GQA, init_std=60_000.0)
     save_random(large, tmp_path / "large")
