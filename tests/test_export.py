@@ -86,7 +86,7 @@ def exported(request, runs, trained, tmp_path_factory) -> dict[Path, tuple[Path,
             made[out] = workdir, to, type
             # stories260K's tokenizer removes extra spaces, and llama.cpp does not.
             single = to == "gguf" and workdir.name == "stories"
-            texts = [" ".join(text.split()) if single else text for text in TEXTS]
+            texts = [exporter.without_extra_spaces(t) if single else t for t in TEXTS]
             processor = tokenizer.load(experiment_of(workdir).data.tokenizer)
             survive = {text: processor.decode(processor.encode(text)) for text in texts}
             Path(f"{out}.texts.json").write_text(json.dumps(survive))

@@ -199,8 +199,12 @@ def _drops_spaces(checkpoint: Checkpoint) -> bool:
 def _texts(checkpoint: Checkpoint, to: str) -> list[str]:
     """Those of which the files' tokenizer has to make the checkpoint's tokens."""
     if to == "gguf" and _drops_spaces(checkpoint):
-        return [" ".join(filter(None, text.split(" "))) for text in MUST_SURVIVE]
+        return [without_extra_spaces(text) for text in MUST_SURVIVE]
     return list(MUST_SURVIVE)
+
+
+def without_extra_spaces(text: str) -> str:
+    return " ".join(filter(None, text.split(" ")))
 
 
 def _sha256(path: Path) -> str:
