@@ -3,7 +3,6 @@ are written here a second time, so that a mistake of a writer is not made again 
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -62,7 +61,7 @@ class Files:
     # and head.
     tensor: Callable[[str, int], Tensor]
     differences: list[str]  # of their configuration from the checkpoint's
-    encode: Callable[[str], list[int]] | None  # a text's tokens; None without its library
+    encode: Callable[[str], list[int]]  # a text's tokens
 
 
 def _differences(file: str, fields: dict[str, tuple[Any, Any]]) -> list[str]:
@@ -84,10 +83,8 @@ def _special_ids(checkpoint: Checkpoint, *names: str) -> dict[str, int]:
     return {name: getattr(checkpoint.vocabulary.trainer_spec, name) for name in names}
 
 
-def _fast_tokenizer(directory: Path) -> Callable[[str], list[int]] | None:
-    if not importlib.util.find_spec("tokenizers"):
-        return None
-    from tokenizers import Tokenizer  # pyright: ignore[reportMissingImports]
+def _fast_tokenizer(directory: Path) -> Callable[[str], list[int]]:
+    from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # "<s>" in a text is text
