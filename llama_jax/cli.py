@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import glob
 import json
 import logging
 import math
@@ -26,6 +27,11 @@ EXPIRY = 60.0  # of a claim in a sweep, in seconds
 def main() -> None:
     args = parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")):
+        # JAX tries libtpu, which `plan` needs, where there is no TPU, too. Without these it prints
+        # five lines about the metadata of a TPU VM.
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
     try:
         sys.exit(args.run(args))
     except UserError as e:
