@@ -401,7 +401,7 @@ DAMAGED_HF = {
     ),
     "no number": (
         lambda d: second(d).write_bytes(second(d).read_bytes()[:-4] + NAN),
-        r"model-00002-\S+: tensor model.layers.\S+ has values that are no numbers or infinite",
+        r"model-00002-\S+: tensor model.layers.\S+ has values that are not finite",
     ),
 }
 
@@ -449,7 +449,7 @@ def test_damaged_ggufs_are_named(good, tmp_path):
             whole.replace(heads + struct.pack("<2I", 4, 4), heads + struct.pack("<2I", 4, 0)),
             "llama.attention.head_count is 0, expected a whole number above 0",
         ),
-        (whole[:-4] + NAN, "tensor output.weight has values that are no numbers or infinite"),
+        (whole[:-4] + NAN, "tensor output.weight has values that are not finite"),
         (whole.replace(b"blk.1.attn_k.w", b"blk.1.attn_z.w"), "has no tensor blk.1.attn_k.weight"),
         (
             (good / "q4_0/model.gguf").read_bytes(),
@@ -559,7 +559,7 @@ def test_damaged_meta_files_are_named_and_nothing_else_is_unpickled(runs, tmp_pa
         f"{second}holds a list, expected tensors by name",
         f"{second}is truncated, or not the zip file that torch.save writes since PyTorch 1.6",
         f"{second}is truncated, or not the zip file that torch.save writes since PyTorch 1.6",
-        f"{meta}: {wq} has values that are no numbers or infinite",
+        f"{meta}: {wq} has values that are not finite",
         f"{second}{wq} is of type torch.int32, expected torch.float32",
         f"{second}{wq} has shape (32, 63), expected (32, 64)",
         f"{second}{wq} is not stored row by row",

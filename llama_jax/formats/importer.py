@@ -107,8 +107,8 @@ def _write_checkpoint(source: Source, workdir: epath.Path, experiment: Experimen
         matrix = source.matrix(place).astype(np.float32, copy=False)
         if not np.isfinite([matrix.min(), matrix.max()]).all():  # NaN is both
             raise UserError(
-                f"{source.where(place)} has values that are no numbers or infinite, and so has "
-                "every text of this model; expected a sound copy of it"
+                f"{source.where(place)} has values that are not finite; expected a sound copy of "
+                "the model"
             )
         values = from_matrix(matrix, place.name, cfg)
         array = arrays[place.name]
