@@ -548,13 +548,6 @@ def _sample_run(args: argparse.Namespace) -> int:
     workdir, step, experiment = _open_run(args)
     vocabulary = room.load(experiment.data.tokenizer)
     check_size(vocabulary.vocab_size(), experiment.model.vocab_size, experiment.data.tokenizer)
-    seen = experiment.data.seq_len
-    longest = max(len(vocabulary.encode(prompt)) for prompt in args.prompt) + 1 + args.max_tokens
-    if longest > seen:
-        print(
-            f"llama-jax sample: up to {longest:,} tokens a text; this model learned from {seen:,}",
-            file=sys.stderr,
-        )
     sampling = Sampling(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed
     )
@@ -565,6 +558,11 @@ def _sample_run(args: argparse.Namespace) -> int:
         devices = devices[: mesh.fsdp * mesh.tensor]
     with jax.set_mesh(make_mesh(mesh, devices)):
         model = checkpoint.restore_model(workdir, step, experiment)
+        seen = experiment.data.seq_len
+        longest = max(map(len, vocabulary.encode(args.prompt))) + 1 + args.max_tokens
+        if longest > seen:
+            text = f"up to {longest:,} tokens a text; this model learned from {seen:,}"
+            print(f"llama-jax sample: {text}", file=sys.stderr)
         decoder = lay_out(model)
         if args.int8:
             rows = held_out_rows(vocabulary)
@@ -591,9 +589,6 @@ def export(args: argparse.Namespace) -> int:
     for option, value, to in options:
         if value is not None and args.to != to:
             raise UserError(f"{option} belongs to --to {to}; got --to {args.to}")
-    for text in args.overrides:
-        if text.startswith("model."):
-            raise UserError(f"--set {text}: an export is of the model that was trained")
     workdir, step, experiment = _open_run(args)
     try:
         manifest = exporter.export(
