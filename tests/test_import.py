@@ -385,7 +385,7 @@ DAMAGED_HF = {
     ),
     "ties": (
         lambda d: change(d, tie_word_embeddings="no"),
-        "config.json: tie_word_embeddings is 'no', and llama_jax knows False only",
+        "config.json: tie_word_embeddings is 'no', and llama_jax knows False or True only",
     ),
     "three offsets": (
         lambda d: move(second(d), lambda start, end: [start, end, end]),

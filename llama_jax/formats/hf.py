@@ -191,7 +191,8 @@ def _read_tokenizer(directory: Path, config: dict) -> bytes | None:
 def _model_config(file: Path, config: dict) -> ModelConfig:
     def check(field: str, got, *accepted) -> None:
         if got not in accepted:
-            raise UserError(f"{file}: {field} is {got!r}, and llama_jax knows {accepted[0]!r} only")
+            known = " or ".join(map(repr, accepted))
+            raise UserError(f"{file}: {field} is {got!r}, and llama_jax knows {known} only")
 
     def number(kind: type, field: str, default: float | None = None) -> Any:
         value = config.get(field)
@@ -207,7 +208,7 @@ def _model_config(file: Path, config: dict) -> ModelConfig:
         raise UserError(f"{file}: rope_parameters is {rope!r}, expected an object")
     config = config | rope
     check("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
-    check("partial_rotary_factor", config.get("partial_rotary_factor"), 1, None)
+    check("partial_rotary_factor", config.get("partial_rotary_factor", 1), 1)
     check("head_dim", config.get("head_dim"), dim // heads, None)
     check("hidden_act", config.get("hidden_act", "silu"), "silu")
     check("attention_bias", config.get("attention_bias", False), False)
