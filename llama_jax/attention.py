@@ -140,19 +140,21 @@ KVCache = tuple[jax.Array, jax.Array]  # k_NCK and v_NKC: what attention sums ov
 
 
 def new_cache(cfg: ModelConfig, batch_size: int, length: int) -> KVCache:
-    """Zeros for the keys and values of one layer, in cfg.compute_dtype. N is rows times heads."""
+    """Zeros for the keys and values of one layer, in cfg.compute_dtype, or in fp32 on a CPU, where
+    XLA would widen all of them at each step. N is rows times heads."""
     N, C, K = batch_size * cfg.kv_heads, length, cfg.head_dim
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else cfg.compute_dtype
     spec = activation_spec("NCK")  # and of NKC
-    k_NCK = jnp.zeros((N, C, K), cfg.compute_dtype, out_sharding=spec)
-    return k_NCK, jnp.zeros((N, K, C), cfg.compute_dtype, out_sharding=spec)
+    k_NCK = jnp.zeros((N, C, K), dtype, out_sharding=spec)
+    return k_NCK, jnp.zeros((N, K, C), dtype, out_sharding=spec)
 
 
 def attend_to_cache(start, mask_BTC, cache: KVCache, q_BTGRK, k_BTGK, v_BTGK):
-    """(output, cache) of a device's rows and heads. The T new keys and values go to `start`; a
+    """(out_BTH, cache) of a device's rows and heads. The T new keys and values go to `start`; a
     token sees the keys that mask_BTC allows. Logits and softmax in fp32."""
     B, T, G, R, K = q_BTGRK.shape
-    k_NTK = jnp.einsum("BTGK->BGTK", k_BTGK).reshape(B * G, T, K)
-    v_NKT = jnp.einsum("BTGK->BGKT", v_BTGK).reshape(B * G, K, T)
+    k_NTK = jnp.einsum("BTGK->BGTK", k_BTGK).reshape(B * G, T, K).astype(cache[0].dtype)
+    v_NKT = jnp.einsum("BTGK->BGKT", v_BTGK).reshape(B * G, K, T).astype(cache[1].dtype)
     # The barrier, and that rows and heads are one axis, keep XLA:CPU from copying the whole cache.
     k_NTK, v_NKT = jax.lax.optimization_barrier((k_NTK, v_NKT))
     k_NCK = jax.lax.dynamic_update_slice_in_dim(cache[0], k_NTK, start, axis=1)
@@ -160,6 +162,13 @@ def attend_to_cache(start, mask_BTC, cache: KVCache, q_BTGRK, k_BTGK, v_BTGK):
     q_NRTK = jnp.einsum("BTGRK->BGRTK", q_BTGRK).reshape(B * G, R, T, K)
     logits_NRTC = jnp.einsum("NRTK,NCK->NRTC", q_NRTK, k_NCK, preferred_element_type=jnp.float32)
     mask_NRTC = jnp.repeat(mask_BTC, G, axis=0)[:, None]
-    weights_NRTC = jax.nn.softmax(jnp.where(mask_NRTC, logits_NRTC, MASKED)).astype(v_NKC.dtype)
-    out_NRTK = jnp.einsum("NRTC,NKC->NRTK", weights_NRTC, v_NKC)
-    return jnp.einsum("BGRTK->BTGRK", out_NRTK.reshape(B, G, R, T, K)), (k_NCK, v_NKC)
+    logits_NRTC = jnp.where(mask_NRTC, logits_NRTC, MASKED)
+    weights_NRTC = jnp.exp(logits_NRTC - jnp.max(logits_NRTC, axis=-1, keepdims=True))
+    total_NRT = jnp.sum(weights_NRTC, axis=-1)
+    weights_NRTC = weights_NRTC.astype(v_NKC.dtype)
+    out_NRTK = jnp.einsum("NRTC,NKC->NRTK", weights_NRTC, v_NKC, preferred_element_type=jnp.float32)
+    out_BGRTK = out_NRTK.reshape(B, G, R, T, K)
+    out_BTH = jnp.einsum("BGRTK->BTGRK", out_BGRTK).reshape(B, T, -1)
+    total_BTGR = jnp.einsum("BGRT->BTGR", total_NRT.reshape(B, G, R, T))
+    out_BTH /= jnp.repeat(total_BTGR.reshape(B, T, -1), K, axis=-1)
+    return out_BTH.astype(q_BTGRK.dtype), (k_NCK, v_NKC)

@@ -1,9 +1,12 @@
 """The decoder laid out for generation, where the time goes into reading every weight once a token.
 
-The layers are apart instead of stacked, and a matrix lies with the letters that a product sums over
-last: XLA:CPU multiplies such rows with a vector at the speed of memory, columns at 3/4 of it. Each
-device keeps its heads, its share of the MLP's width and of the vocabulary; two sums a layer join
-them. What is computed is model.py's, for T tokens more of each row. Shape letters: sharding.py.
+The layers are apart instead of stacked, and a matrix lies with the one letter that a product sums
+over last: XLA:CPU multiplies such rows with a vector at the speed of memory, columns at 3/4 of it,
+and rows of several letters (GRK, here H) at 1/4, as it computes each place's indices anew.
+
+Each device keeps its heads, its share of the MLP's width and of the vocabulary; two sums a layer
+join them. What is computed is model.py's, for T tokens more of each row. Shape letters:
+sharding.py.
 """
 
 import math
@@ -30,7 +33,7 @@ class Layer:
     wq_GRKD: Matrix
     wk_GKD: Matrix
     wv_GKD: Matrix
-    wo_DGRK: Matrix
+    wo_DH: Matrix
     mlp_norm: RMSNorm
     w_gate_FD: Matrix
     w_up_FD: Matrix
@@ -67,12 +70,15 @@ class Decoder:
             q_BTGRK = rotate(product(normed_BTD, layer.wq_GRKD), rotation, self.cfg.head_dim**-0.5)
             k_BTGK = rotate(product(normed_BTD, layer.wk_GKD), rotation)
             v_BTGK = product(normed_BTD, layer.wv_GKD)
-            context_BTGRK, cache = attend_to_cache(start, mask_BTC, cache, q_BTGRK, k_BTGK, v_BTGK)
-            x_BTD += jax.lax.psum(product(context_BTGRK, layer.wo_DGRK), "tensor")
+            context_BTH, cache = attend_to_cache(start, mask_BTC, cache, q_BTGRK, k_BTGK, v_BTGK)
+            x_BTD += jax.lax.psum(product(context_BTH, layer.wo_DH), "tensor")
             normed_BTD = layer.mlp_norm(x_BTD)
-            gate_BTF = jax.nn.silu(product(normed_BTD, layer.w_gate_FD))
+            gate_BTF = product(normed_BTD, layer.w_gate_FD)
             up_BTF = product(normed_BTD, layer.w_up_FD)
-            x_BTD += jax.lax.psum(product(gate_BTF * up_BTF, layer.w_down_DF), "tensor")
+            # The division comes last, as that of attention does: XLA:CPU computes a quotient once,
+            # but a product of two vectors anew for every row of the matrix that it meets next.
+            hidden_BTF = gate_BTF * up_BTF / (1 + jnp.exp(-gate_BTF))
+            x_BTD += jax.lax.psum(product(hidden_BTF, layer.w_down_DF), "tensor")
             updated.append(cache)
         return self.final_norm(x_BTD), updated
 
@@ -95,7 +101,11 @@ def mesh_for(cfg: ModelConfig, num_devices: int) -> MeshConfig:
 
 
 def lookup(embed_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """x_BTD of tokens of the whole vocabulary, by devices that each have a share of it."""
+    """x_BTD of tokens of the whole vocabulary, by devices that each have a share of it.
+
+    The barrier keeps XLA:CPU from widening the table once for all steps of a loop.
+    """
+    tokens_BT, embed_VD = optimization_barrier((tokens_BT, embed_VD))
     row_BT = tokens_BT - jax.lax.axis_index("tensor") * embed_VD.shape[0]
     here_BT = (row_BT >= 0) & (row_BT < embed_VD.shape[0])
     return jax.lax.psum(jnp.where(here_BT[..., None], embed_VD[row_BT], 0), "tensor")
@@ -111,14 +121,13 @@ def product(x: jax.Array, w: Matrix, dtype=None) -> jax.Array:
     widening a matrix once for all steps of a loop.
     """
     values = w.values if isinstance(w, Int8) else w
-    num_summed = x.ndim - 2
     x_NI = x.reshape(x.shape[0] * x.shape[1], -1)
     x_NI, w_OI = optimization_barrier((x_NI, values.reshape(-1, x_NI.shape[1])))
     if x_NI.shape[0] == 1:
         y_NO = _dot(x_NI, w_OI)
     else:
         y_NO = jax.lax.platform_dependent(x_NI, w_OI, cpu=_sum, default=_dot)
-    y = y_NO.reshape(*x.shape[:2], *values.shape[:-num_summed])
+    y = y_NO.reshape(*x.shape[:2], *values.shape[:-1])
     if isinstance(w, Int8):
         y *= w.scale.reshape(y.shape[2:])[None, None]
     return y.astype(dtype or x.dtype)
@@ -139,15 +148,9 @@ def lay_out(model: Llama, int8: bool = False) -> Decoder:
     cfg = model.cfg
 
     def rows(w: jax.Array, dims: str) -> Matrix:
-        """With the letters last that a product sums over: D where it is first, else all but D."""
-        if dims[0] == "D":
-            w, dims, num_summed = jnp.moveaxis(w, 0, -1), dims[1:] + "D", 1
-        else:
-            w, dims, num_summed = jnp.moveaxis(w, -1, 0), "D" + dims[:-1], len(dims) - 1
-        w = reshard(w, activation_spec(dims))
-        if int8:
-            return quantize(w, axes=tuple(range(-num_summed, 0)))
-        return w.astype(cfg.compute_dtype)
+        """With the first letter, which a product sums over, last."""
+        w = reshard(jnp.moveaxis(w, 0, -1), activation_spec(dims[1:] + dims[0]))
+        return quantize(w) if int8 else w.astype(cfg.compute_dtype)
 
     def cast(norm: RMSNorm) -> RMSNorm:
         return jax.tree.map(lambda scale_D: scale_D.astype(cfg.compute_dtype), norm)
@@ -161,7 +164,7 @@ def lay_out(model: Llama, int8: bool = False) -> Decoder:
             wq_GRKD=rows(attn.wq_DGRK[...], "DGRK"),
             wk_GKD=rows(attn.wk_DGK[...], "DGK"),
             wv_GKD=rows(attn.wv_DGK[...], "DGK"),
-            wo_DGRK=rows(attn.wo_GRKD[...], "GRKD"),
+            wo_DH=rows(attn.wo_GRKD[...].reshape(-1, cfg.embed_dim), "HD"),
             mlp_norm=cast(block.mlp_norm),
             w_gate_FD=rows(mlp.w_gate_DF[...], "DF"),
             w_up_FD=rows(mlp.w_up_DF[...], "DF"),

@@ -3,7 +3,7 @@
 Dimension key (a suffix is the logical shape, whatever the sharding):
     A micro-batches   B batch rows   T time, whole   D embed   V vocabulary   F MLP width
     G key/value heads   R query heads per key/value head   K head dim   C time of the keys
-    N rows times key/value heads
+    N rows times key/value heads   H is GRK as one
 """
 
 import math
@@ -28,6 +28,7 @@ PARAM_RULES = {"D": FSDP, "G": "tensor", "F": "tensor", "V": "tensor"}
 ACTIVATION_RULES = {
     "B": ("replica", *FSDP),
     "G": "tensor",
+    "H": "tensor",
     "F": "tensor",
     "V": "tensor",
     "N": ("replica", *FSDP, "tensor"),
