@@ -43,6 +43,9 @@ def main() -> None:
     except BrokenPipeError:  # whoever reads, `head` for one, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its flush fails at exit
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as e:  # a disk that fills up, a share that goes away
+        print(f"llama-jax {args.verb}: {e}", file=sys.stderr)
+        sys.exit(1)
 
 
 def parser() -> argparse.ArgumentParser:

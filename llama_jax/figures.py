@@ -34,8 +34,8 @@ def plot_losses(workdir: epath.Path) -> epath.Path:
     axes.set(xlabel="tokens trained on", ylabel="loss (nats per token)")
     axes.legend(fontsize=8, ncols=2)
     axes.grid(alpha=0.3)
-    path = workdir / "loss.png"
-    with path.open("wb") as file:
+    path, part = workdir / "loss.png", workdir / "loss.png.tmp"
+    with part.open("wb") as file:
         figure.savefig(file, dpi=150, format="png")
     plt.close(figure)
-    return path
+    return part.replace(path)

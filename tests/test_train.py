@@ -325,6 +325,15 @@ def test_a_damaged_checkpoint_is_one_line_on_the_terminal(straight, tmp_path):
     assert f"checkpoint {workdir}/checkpoints/12 is damaged: " in line
 
 
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(straight, tmp_path):
+    shutil.copy(straight[0] / "metrics.jsonl", tmp_path)
+    limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command("plot", tmp_path)]
+    done = subprocess.run(limited, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "llama-jax plot: [Errno 27] File too large"
+    assert not (tmp_path / "loss.png").exists()
+
+
 def test_prepare_with_workers_ends(experiment_file, tiny_data, tmp_path):
     done = llama_jax(
         "prepare", experiment_file, "--workers", 2, "--set", f"data.store={tmp_path / 'store'}"
