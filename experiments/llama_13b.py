@@ -27,7 +27,7 @@ SLICES = {
     "v4:4x4x8": (MeshConfig(fsdp=128), 8, "linear_offload"),
     "v5e:16x16": (MeshConfig(fsdp=256, ring=16), 4, "mlp_offload"),
     "v5p:4x4x4": (MeshConfig(fsdp=64), 8, "linear_offload"),
-    "v6e:8x16": (MeshConfig(fsdp=128, ring=8), 4, "qkv_offload"),
+    "v6e:8x16": (MeshConfig(fsdp=128, ring=8), 1, "nothing"),
 }
 
 

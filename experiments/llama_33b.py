@@ -27,7 +27,7 @@ SLICES = {
     "v4:8x8x8": (MeshConfig(fsdp=512), 1, "qkv_offload"),
     "v5e:16x16": (MeshConfig(fsdp=128, tensor=2, sequence_parallel=True), 8, "mlp_offload"),
     "v5p:4x8x8": (MeshConfig(fsdp=256), 2, "linear_offload"),
-    "v6e:16x16": (MeshConfig(fsdp=256, ring=16), 4, "qkv_offload"),
+    "v6e:16x16": (MeshConfig(fsdp=256, ring=16), 1, "nothing"),
 }
 
 

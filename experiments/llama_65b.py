@@ -29,13 +29,21 @@ SLICES = {
         1,
         "mlp_offload",
     ),
-    "v5e:16x16": (MeshConfig(fsdp=256), 8, "offload"),
+    "v5e:16x16": (
+        MeshConfig(fsdp=64, ring=16, tensor=4, sequence_parallel=True),
+        16,
+        "mlp_offload",
+    ),
     "v5p:8x8x16": (
         MeshConfig(replica=8, fsdp=64, ring=8, tensor=2, sequence_parallel=True),
         1,
         "linear_offload",
     ),
-    "v6e:16x16": (MeshConfig(fsdp=256), 8, "offload"),
+    "v6e:16x16": (
+        MeshConfig(fsdp=128, ring=16, tensor=2, sequence_parallel=True),
+        2,
+        "nothing",
+    ),
 }
 
 
