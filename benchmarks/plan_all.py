@@ -55,7 +55,14 @@ def plan(placement: str) -> Plan:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=placements(), default=placements())
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=placements(),
+        default=placements(),
+        metavar="EXPERIMENT@SLICE",
+        help=f"by default all: {', '.join(placements())}",
+    )
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     for placement in parser.parse_args().only:
         found = plan(placement)
