@@ -167,6 +167,7 @@ def attend_to_cache(start, mask_BTC, cache: KVCache, q_BTGRK, k_BTGK, v_BTGK):
     total_NRT = jnp.sum(weights_NRTC, axis=-1)
     weights_NRTC = weights_NRTC.astype(v_NKC.dtype)
     out_NRTK = jnp.einsum("NRTC,NKC->NRTK", weights_NRTC, v_NKC, preferred_element_type=jnp.float32)
+    # Divided last, in the shape that wo takes: why, decoder.py says where SwiGLU does the same.
     out_BGRTK = out_NRTK.reshape(B, G, R, T, K)
     out_BTH = jnp.einsum("BGRTK->BTGRK", out_BGRTK).reshape(B, T, -1)
     total_BTGR = jnp.einsum("BGRT->BTGR", total_NRT.reshape(B, G, R, T))

@@ -75,8 +75,8 @@ class Decoder:
             normed_BTD = layer.mlp_norm(x_BTD)
             gate_BTF = product(normed_BTD, layer.w_gate_FD)
             up_BTF = product(normed_BTD, layer.w_up_FD)
-            # The division comes last, as that of attention does: XLA:CPU computes a quotient once,
-            # but a product of two vectors anew for every row of the matrix that it meets next.
+            # silu(gate) * up, divided last, as attention is: XLA:CPU computes a quotient once, but
+            # a product or a reshape anew for every row of the matrix that the vector meets next.
             hidden_BTF = gate_BTF * up_BTF / (1 + jnp.exp(-gate_BTF))
             x_BTD += jax.lax.psum(product(hidden_BTF, layer.w_down_DF), "tensor")
             updated.append(cache)
