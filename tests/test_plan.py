@@ -65,11 +65,28 @@ def plan(*args: str, set: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
 
 
 def test_gpus_are_planned_by_arithmetic_and_say_so():
-    done = plan("--slice", "h100:4", "--price", "2")
+    done = plan("--slice", "h100:4", "--price", "2", set=("model.attention=cudnn",))
     assert done.returncode == 0, done.stderr
     assert "by arithmetic, nothing compiled" in done.stdout
     assert "no calibration for h100" in done.stdout
     assert "FITS by arithmetic" in done.stdout and " at 2 a chip and hour" in done.stdout
+
+
+def test_gpus_that_are_too_small_are_told_what_fits():
+    large = ("model.attention=cudnn", "model.num_layers=32", "model.embed_dim=4096")
+    large += ("data.batch_size=512", "data.seq_len=2048")
+    done = plan("--slice", "h100:4", set=large)
+    assert done.returncode == 1 and "DOES NOT FIT by" in done.stdout, done.stderr
+    (remedy,) = re.findall(r"(?m)^  fits with +(--set .*) \(.*%", done.stdout)
+    changes = tuple(remedy.replace("--set ", "").split())
+    fits = plan("--slice", "h100:4", set=large + changes)
+    assert fits.returncode == 0 and "FITS by arithmetic" in fits.stdout
+
+
+def test_a_kernel_of_tpus_is_refused_on_gpus():
+    message = "splash runs on TPUs, not on h100:4; --set model.attention=cudnn"
+    with pytest.raises(UserError, match=message):
+        tiny(slice=slices.parse("h100:4"))
 
 
 def test_arithmetic_counts_parameters_exactly():

@@ -59,7 +59,7 @@ class Plan:
     compile_seconds: float | None
     compile_rss_bytes: int | None
     versions: dict[str, str]
-    remedies: tuple[str, ...] = ()  # changes, in the words of --set, that were compiled and fit
+    remedies: tuple[str, ...] = ()  # changes, in the words of --set, that were planned and fit
 
 
 def make_plan(

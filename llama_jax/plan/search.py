@@ -71,10 +71,12 @@ def load(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
         if near is None:
             raise
         raise UserError(f"{e}; the nearest that works is {words(experiment, near)}") from e
-    if experiment.model.attention == "cudnn" and slice.chip.dimensions:
+    runs_on = {"splash": "TPUs", "cudnn": "NVIDIA GPUs"}.get(experiment.model.attention)
+    takes, kernel = ("TPUs", "splash") if slice.chip.dimensions else ("NVIDIA GPUs", "cudnn")
+    if runs_on not in (None, takes):
         raise UserError(
-            f"model.attention: cudnn runs on NVIDIA GPUs, not on {slice.name}; "
-            "--set model.attention=splash"
+            f"model.attention: {experiment.model.attention} runs on {runs_on}, not on "
+            f"{slice.name}; --set model.attention={kernel}"
         )
     return experiment
 
@@ -88,9 +90,7 @@ def _read(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
 
 
 def _plan(experiment: Experiment, slice: Slice, name: str, price: float | None) -> Plan:
-    if not slice.chip.dimensions:
-        return make_plan(name, experiment, slice, None, price)
-    plan = make_plan(name, experiment, slice, _compile(name, experiment, slice), price)
+    plan = _plan_once(experiment, slice, name, price)
     if plan.fits:
         return plan
     remedies = []
@@ -98,16 +98,21 @@ def _plan(experiment: Experiment, slice: Slice, name: str, price: float | None) 
         change = words(experiment, near)
         print(f"does not fit; trying {change}", file=sys.stderr)
         try:
-            answer = _compile(name, near, slice)
+            better = _plan_once(near, slice, name, price)
         except UserError as e:
             print(e, file=sys.stderr)
             continue
-        better = make_plan(name, near, slice, answer, price)
         if better.fits and better.spare_share is not None:
             remedies.insert(0, f"{change} ({better.spare_share:.1%} of HBM to spare)")
             if better.spare_share >= MIN_SPARE:
                 break
     return dataclasses.replace(plan, remedies=tuple(remedies))
+
+
+def _plan_once(experiment: Experiment, slice: Slice, name: str, price: float | None) -> Plan:
+    """Compiled, or by arithmetic for GPUs, whose compiler is not here."""
+    answer = _compile(name, experiment, slice) if slice.chip.dimensions else None
+    return make_plan(name, experiment, slice, answer, price)
 
 
 def _compile(name: str, experiment: Experiment, slice: Slice):
