@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_jax import config
+from llama_jax.experiment import load, to_json
 from llama_jax.flops import model_flops_per_token
 from llama_jax.plan import program, slices
 from llama_jax.plan.estimate import Estimate, estimate, expected_mfu
@@ -86,11 +87,11 @@ class Row:
 # 7B with the remat policy that takes no more memory than MaxText: that of the experiment is faster.
 ROWS = {
     "7b-v5e": Row(
-        *("v5e:8x8", "llama_7b", ("model.remat=offload",), 8192, "v5e-64", V5E_FLAGS),
+        *("v5e:8x8", "llama_7b", ("execution.remat=offload",), 8192, "v5e-64", V5E_FLAGS),
         f"{LLAMA_7B} per_device_batch_size=4 remat_policy=save_qkv_proj",
     ),
     "7b-v4": Row(
-        *("v4:4x4x4", "llama_7b", ("model.remat=qkv_offload",), 16384, "v4-128", V4_FLAGS),
+        *("v4:4x4x4", "llama_7b", ("execution.remat=qkv_offload",), 16384, "v4-128", V4_FLAGS),
         f"{LLAMA_7B} per_device_batch_size=8 remat_policy=save_qkv_proj",
     ),
     "7b-v5p": Row(
@@ -175,7 +176,7 @@ def compile_ours(name: str, row: Row) -> Path:
     experiment = experiment_of(row)
     package = Path(config.__file__).parent
     sources = [(package / f"{source}.py").read_text() for source in SOURCES]
-    prefix = CACHE / f"{name}-ours-{digest(config.to_json(experiment), *sources)}"
+    prefix = CACHE / f"{name}-ours-{digest(to_json(experiment), *sources)}"
     if not prefix.with_suffix(".json").exists():
         path = f"PYTHONPATH={REPOSITORY}:{REPOSITORY / 'benchmarks'}"
         code = f"import compiled_step; compiled_step.write_ours({name!r}, {str(prefix)!r})"
@@ -190,10 +191,8 @@ def digest(*parts: str) -> str:
 def experiment_of(row: Row) -> config.Experiment:
     """The slice's, with one micro-batch."""
     rows = row.tokens_per_chip * slices.parse(row.slice).num_chips // 2048
-    overrides = [*row.overrides, "run.micro_batches=1", f"data.batch_size={rows}"]
-    return config.load(
-        str(REPOSITORY / "experiments" / f"{row.experiment}.py"), overrides, row.slice
-    )
+    overrides = [*row.overrides, "execution.micro_batches=1", f"data.batch_size={rows}"]
+    return load(str(REPOSITORY / "experiments" / f"{row.experiment}.py"), overrides, row.slice)
 
 
 def write_ours(name: str, prefix: str) -> None:
@@ -202,20 +201,24 @@ def write_ours(name: str, prefix: str) -> None:
     import jax.numpy as jnp
 
     from llama_jax.sharding import abstract, batch_sharding, make_mesh
-    from llama_jax.step import init_state, make_train_step
+    from llama_jax.step import init_state, make_train_step, next_token_loss
 
     row = ROWS[name]
     experiment = experiment_of(row)
-    mesh = make_mesh(experiment.mesh, slices.devices(slices.parse(row.slice)))
+    mesh = make_mesh(experiment.execution.mesh, slices.devices(slices.parse(row.slice)))
     with jax.set_mesh(mesh):
         x_ABT = jax.ShapeDtypeStruct(
             (1, experiment.data.batch_size, experiment.data.seq_len),
             jnp.int32,
-            sharding=batch_sharding(mesh, experiment.mesh, "ABT"),
+            sharding=batch_sharding(mesh, experiment.execution.mesh, "ABT"),
         )
         batch = dict.fromkeys(("tokens", "targets", "segments", "positions"), x_ABT)
         state = abstract(lambda: init_state(experiment))
-        compiled = make_train_step(experiment).lower(state, batch).compile()
+        compiled = (
+            make_train_step(experiment, next_token_loss(experiment.execution))
+            .lower(state, batch)
+            .compile()
+        )
     memory = compiled.memory_analysis()
     assert memory
     record = {

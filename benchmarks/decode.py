@@ -51,14 +51,14 @@ def llama_jax(kind: str, batch: int, _: Path) -> Callable[[int], object]:
     from flax import nnx
 
     from llama_jax.config import MeshConfig
-    from llama_jax.decoder import lay_out
+    from llama_jax.generation.decoder import to_decode_layout
+    from llama_jax.generation.sampling import Sampling, generate
     from llama_jax.model import Llama
-    from llama_jax.sample import Sampling, generate
     from llama_jax.sharding import make_mesh
 
     cfg = shape("bfloat16" if kind == "bf16" else "float32")
     jax.sharding.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1]))
-    decoder = lay_out(jax.jit(lambda: Llama(cfg, nnx.Rngs(0)))(), int8=kind == "int8")
+    decoder = to_decode_layout(jax.jit(lambda: Llama(cfg, nnx.Rngs(0)))(), int8=kind == "int8")
     greedy = Sampling(temperature=0.0)
     return lambda tokens: list(generate(decoder, prompts(batch), tokens, greedy))
 
@@ -154,20 +154,22 @@ def write_files(directory: Path) -> None:
     import jax
     from etils import epath
 
-    from llama_jax import checkpoint, config
+    from llama_jax.data.schedule import Schedule
+    from llama_jax.experiment import load
     from llama_jax.formats import gguf
     from llama_jax.formats.weights import Checkpoint
+    from llama_jax.run import checkpoint
     from llama_jax.sharding import make_mesh
     from llama_jax.step import init_state
 
-    experiment = config.load(str(ROOT / "experiments/quickstart.py"))
+    experiment = load(str(ROOT / "experiments/quickstart.py"))
     experiment = dataclasses.replace(experiment, model=shape("float32"))
     workdir = epath.Path(directory / "run")
     with (
-        jax.set_mesh(make_mesh(experiment.mesh, jax.devices()[:1])),
-        checkpoint.open_manager(workdir, experiment) as manager,
+        jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices()[:1])),
+        checkpoint.open_manager(workdir, experiment.upkeep) as manager,
     ):
-        checkpoint.save(manager, init_state(experiment), experiment, digest="")
+        checkpoint.save(manager, init_state(experiment), experiment, Schedule(), digest="")
     for kind in ("f32", "f16", "q8_0"):
         (directory / kind).mkdir()
         gguf.write(Checkpoint(workdir, 0, experiment), directory / kind, kind)

@@ -60,22 +60,23 @@ def ours(turns: Connection, work: Work) -> None:
 
     from llama_jax.flops import measured_matmul_flops
     from llama_jax.sharding import batch_sharding, make_mesh
-    from llama_jax.step import init_state, make_train_step
+    from llama_jax.step import init_state, make_train_step, next_token_loss
 
     if work.gpu and jax.default_backend() != "gpu":
         turns.send(f"jax sees no GPU here, only {jax.devices()[0].device_kind}")
         return
     dtype = "bfloat16" if work.gpu else "float32"
     attention = "cudnn" if work.gpu else "reference"
-    model = dataclasses.replace(work.model, compute_dtype=dtype, attention=attention)
+    model = dataclasses.replace(work.model, compute_dtype=dtype)
     experiment = config.Experiment(
         model=model,
         data=config.DataConfig(store="", seq_len=work.seq_len, batch_size=work.rows),
         optimizer=config.OptimizerConfig(peak_lr=3e-4),
-        mesh=config.MeshConfig(),
-        run=config.RunConfig(num_steps=10_000, eval_every=1, eval_rows=1, checkpoint_every=1),
+        run=config.RunConfig(num_steps=10_000),
+        execution=config.Execution(attention=attention),
+        upkeep=config.Upkeep(eval_every=1, eval_rows=1, checkpoint_every=1),
     )
-    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
+    mesh = make_mesh(experiment.execution.mesh, jax.devices()[:1])
     shape = 1, work.rows, work.seq_len + 1
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, shape)
     ones = np.ones((1, work.rows, work.seq_len), np.int32)
@@ -86,9 +87,9 @@ def ours(turns: Connection, work: Work) -> None:
         "positions": ones * np.arange(work.seq_len, dtype=np.int32),
     }
     with jax.set_mesh(mesh):
-        batch = jax.device_put(batch, batch_sharding(mesh, experiment.mesh, "ABT"))
+        batch = jax.device_put(batch, batch_sharding(mesh, experiment.execution.mesh, "ABT"))
         state = jax.jit(lambda: init_state(experiment))()
-        train_step = make_train_step(experiment)
+        train_step = make_train_step(experiment, next_token_loss(experiment.execution))
         state, _ = train_step(state, batch)
         jax.block_until_ready(state)
         turns.send("ready")

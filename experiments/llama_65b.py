@@ -9,37 +9,35 @@ llama-jax train experiments/llama_65b.py --slice v5p:8x8x16 --multihost \
     --workdir gs://BUCKET/llama_65b
 """
 
-import dataclasses
-
 from llama_jax.config import (
-    ASYNC_GATHERS,
     LLAMA_65B,
-    WHOLE_LOOPS,
-    DataConfig,
+    PAPER_DATA,
+    PAPER_UPKEEP,
     Experiment,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
+    on_tpu,
 )
 
 # Slice: mesh, micro-batches, rematerialisation.
 SLICES = {
-    "v4:8x16x16": (
+    "v4:8x16x16": on_tpu(
         MeshConfig(replica=8, fsdp=64, ring=8, tensor=4, sequence_parallel=True),
         1,
         "mlp_offload",
     ),
-    "v5e:16x16": (
+    "v5e:16x16": on_tpu(
         MeshConfig(fsdp=64, ring=16, tensor=4, sequence_parallel=True),
         16,
         "mlp_offload",
     ),
-    "v5p:8x8x16": (
+    "v5p:8x8x16": on_tpu(
         MeshConfig(replica=8, fsdp=64, ring=8, tensor=2, sequence_parallel=True),
         1,
         "linear_offload",
     ),
-    "v6e:16x16": (
+    "v6e:16x16": on_tpu(
         MeshConfig(fsdp=128, ring=16, tensor=2, sequence_parallel=True),
         2,
         "nothing",
@@ -47,26 +45,12 @@ SLICES = {
 }
 
 
-def get_experiment(slice: str = "v4:8x16x16") -> Experiment:
-    mesh, micro_batches, remat = SLICES[slice]
+def get_experiment() -> Experiment:
     return Experiment(
-        model=dataclasses.replace(LLAMA_65B, attention="splash", remat=remat),
-        data=DataConfig(
-            corpus="gs://BUCKET/corpus",
-            tokenizer="gs://BUCKET/tokenizer.model",
-            store="gs://BUCKET/store",
-            seq_len=2048,
-            batch_size=2048,  # rows: 4M tokens
-        ),
+        model=LLAMA_65B,
+        data=PAPER_DATA,
         optimizer=OptimizerConfig(peak_lr=1.5e-4, warmup_steps=2_000),
-        mesh=dataclasses.replace(mesh, slice=slice),
-        run=RunConfig(
-            num_steps=333_787,  # 1.4T tokens
-            micro_batches=micro_batches,
-            compiler_options=(ASYNC_GATHERS, WHOLE_LOOPS),
-            eval_every=1_000,
-            eval_rows=512,
-            checkpoint_every=1_000,
-            keep_every=10_000,
-        ),
+        run=RunConfig(num_steps=333_787),  # 1.4T tokens
+        execution=SLICES["v4:8x16x16"],
+        upkeep=PAPER_UPKEEP,
     )

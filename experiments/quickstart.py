@@ -10,10 +10,10 @@ llama-jax train experiments/quickstart.py
 from llama_jax.config import (
     DataConfig,
     Experiment,
-    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
+    Upkeep,
 )
 
 
@@ -28,6 +28,6 @@ def get_experiment() -> Experiment:
         ),
         data=DataConfig(store="runs/store/quickstart", seq_len=256, batch_size=8),
         optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=50),
-        mesh=MeshConfig(),
-        run=RunConfig(num_steps=750, eval_every=150, eval_rows=32, checkpoint_every=150),
+        run=RunConfig(num_steps=750),
+        upkeep=Upkeep(eval_every=150, eval_rows=32, checkpoint_every=150),
     )

@@ -1,4 +1,4 @@
-"""Causal attention, within packed documents or over a cache. Shape letters: sharding.py.
+"""Causal attention within packed documents. Shape letters: sharding.py.
 
 Queries come scaled by 1 / sqrt(K) already.
 """
@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from llama_jax.config import ModelConfig, UserError
-from llama_jax.sharding import activation_spec, einsum
+from llama_jax.collectives import einsum
+from llama_jax.config import Execution, UserError
+from llama_jax.sharding import activation_spec
 
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}  # what a kernel needs; the reference runs anywhere
 MASKED = -1e30  # finite, so that a row without any visible key is not NaN
@@ -19,7 +20,7 @@ QUERY_BLOCKS = 4  # a block of queries skips the keys after it: 5/8 of the squar
 
 
 def attend(q_BTGRK: jax.Array, k_BCGK: jax.Array, v_BCGK: jax.Array, mask_BTC: jax.Array):
-    """softmax(q k^T) v over the keys that mask_BTC allows. Logits and softmax in fp32.
+    """Compute softmax(q k^T) v over the keys that mask_BTC allows. Logits and softmax in fp32.
 
     The sum of the weights is divided out at the end, as flash attention does.
     """
@@ -32,28 +33,30 @@ def attend(q_BTGRK: jax.Array, k_BCGK: jax.Array, v_BCGK: jax.Array, mask_BTC: j
     return (out_BTGRK / sum_BTGR[..., None]).astype(v_BCGK.dtype)
 
 
-def check_platform(cfg: ModelConfig) -> None:
-    """Raises UserError unless cfg's kernel runs on the devices of this process."""
-    needed, found = PLATFORMS.get(cfg.attention), jax.default_backend()
+def check_platform(execution: Execution) -> None:
+    """Raise UserError unless the kernel runs on the devices of this process."""
+    needed, found = PLATFORMS.get(execution.attention), jax.default_backend()
     if needed not in (None, found):
         raise UserError(
-            f"model.attention: {cfg.attention!r} needs a {needed}, but the devices are {found}; "
-            "--set model.attention=reference runs anywhere"
+            f"execution.attention: {execution.attention!r} needs a {needed}, but the devices are "
+            f"{found}; --set execution.attention=reference runs anywhere"
         )
 
 
-def attend_within_documents(cfg: ModelConfig, q_BTGRK, k_BTGK, v_BTGK, segments_BT):
-    """A token attends to itself and to the earlier tokens of its own document, by cfg's kernel."""
-    if cfg.attention == "splash":
-        return splash(q_BTGRK, k_BTGK, v_BTGK, segments_BT, cfg.attention_block)
-    if cfg.attention == "cudnn":
+def attend_within_documents(execution: Execution, q_BTGRK, k_BTGK, v_BTGK, segments_BT):
+    """Let a token attend to itself and the earlier tokens of its document, by the chosen kernel."""
+    if execution.attention == "splash":
+        return splash(q_BTGRK, k_BTGK, v_BTGK, segments_BT, execution.attention_block)
+    if execution.attention == "cudnn":
         return cudnn(q_BTGRK, k_BTGK, v_BTGK, segments_BT)
     return reference(q_BTGRK, k_BTGK, v_BTGK, segments_BT)
 
 
 def splash(q_BTGRK, k_BTGK, v_BTGK, segments_BT, block: int, interpret: bool = False):
-    """The TPU's flash attention, one call a device: no T x T array exists, and tiles of `block`
-    queries and keys above the diagonal are not computed."""
+    """Attend by the TPU's flash attention, one call a device: no T x T array exists.
+
+    Tiles of `block` queries and keys above the diagonal are not computed.
+    """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
@@ -94,7 +97,7 @@ def splash(q_BTGRK, k_BTGK, v_BTGK, segments_BT, block: int, interpret: bool = F
 
 
 def cudnn(q_BTGRK, k_BTGK, v_BTGK, segments_BT, implementation: Literal["cudnn", "xla"] = "cudnn"):
-    """cuDNN's flash attention on NVIDIA GPUs, one call a device."""
+    """Attend by cuDNN's flash attention on NVIDIA GPUs, one call a device."""
 
     def on_device(q_BTGRK, k_BTGK, v_BTGK, segments_BT):
         B, T, G, R, K = q_BTGRK.shape
@@ -114,7 +117,7 @@ def cudnn(q_BTGRK, k_BTGK, v_BTGK, segments_BT, implementation: Literal["cudnn",
 
 
 def _on_mesh(on_device: Callable, *qkv_and_segments):
-    """on_device of each device's rows and heads: attention needs nothing of another device."""
+    """Run on_device on each device's rows and heads: attention needs nothing of another device."""
     dims = "BTGRK", "BTGK", "BTGK", "BT"
     return jax.shard_map(
         on_device,
@@ -125,6 +128,7 @@ def _on_mesh(on_device: Callable, *qkv_and_segments):
 
 
 def reference(q_BTGRK, k_BTGK, v_BTGK, segments_BT):
+    """Attend by XLA's own operations, on any device."""
     T = segments_BT.shape[1]
     blocks = []
     for start in range(0, T, -(-T // QUERY_BLOCKS)):
@@ -134,42 +138,3 @@ def reference(q_BTGRK, k_BTGK, v_BTGK, segments_BT):
         mask_BTC = same_BTC & causal_TC[None]
         blocks.append(attend(q_BTGRK[:, start:stop], k_BTGK[:, :stop], v_BTGK[:, :stop], mask_BTC))
     return checkpoint_name(jnp.concatenate(blocks, axis=1), "context")
-
-
-KVCache = tuple[jax.Array, jax.Array]  # k_NCK and v_NKC: what attention sums over is last
-
-
-def new_cache(cfg: ModelConfig, batch_size: int, length: int) -> KVCache:
-    """Zeros for the keys and values of one layer, in cfg.compute_dtype, or in fp32 on a CPU, where
-    XLA would widen all of them at each step. N is rows times heads."""
-    N, C, K = batch_size * cfg.kv_heads, length, cfg.head_dim
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else cfg.compute_dtype
-    spec = activation_spec("NCK")  # and of NKC
-    k_NCK = jnp.zeros((N, C, K), dtype, out_sharding=spec)
-    return k_NCK, jnp.zeros((N, K, C), dtype, out_sharding=spec)
-
-
-def attend_to_cache(start, mask_BTC, cache: KVCache, q_BTGRK, k_BTGK, v_BTGK):
-    """(out_BTH, cache) of a device's rows and heads. The T new keys and values go to `start`; a
-    token sees the keys that mask_BTC allows. Logits and softmax in fp32."""
-    B, T, G, R, K = q_BTGRK.shape
-    k_NTK = jnp.einsum("BTGK->BGTK", k_BTGK).reshape(B * G, T, K).astype(cache[0].dtype)
-    v_NKT = jnp.einsum("BTGK->BGKT", v_BTGK).reshape(B * G, K, T).astype(cache[1].dtype)
-    # The barrier, and that rows and heads are one axis, keep XLA:CPU from copying the whole cache.
-    k_NTK, v_NKT = jax.lax.optimization_barrier((k_NTK, v_NKT))
-    k_NCK = jax.lax.dynamic_update_slice_in_dim(cache[0], k_NTK, start, axis=1)
-    v_NKC = jax.lax.dynamic_update_slice_in_dim(cache[1], v_NKT, start, axis=2)
-    q_NRTK = jnp.einsum("BTGRK->BGRTK", q_BTGRK).reshape(B * G, R, T, K)
-    logits_NRTC = jnp.einsum("NRTK,NCK->NRTC", q_NRTK, k_NCK, preferred_element_type=jnp.float32)
-    mask_NRTC = jnp.repeat(mask_BTC, G, axis=0)[:, None]
-    logits_NRTC = jnp.where(mask_NRTC, logits_NRTC, MASKED)
-    weights_NRTC = jnp.exp(logits_NRTC - jnp.max(logits_NRTC, axis=-1, keepdims=True))
-    total_NRT = jnp.sum(weights_NRTC, axis=-1)
-    weights_NRTC = weights_NRTC.astype(v_NKC.dtype)
-    out_NRTK = jnp.einsum("NRTC,NKC->NRTK", weights_NRTC, v_NKC, preferred_element_type=jnp.float32)
-    # Divided last, in the shape that wo takes: why, decoder.py says where SwiGLU does the same.
-    out_BGRTK = out_NRTK.reshape(B, G, R, T, K)
-    out_BTH = jnp.einsum("BGRTK->BTGRK", out_BGRTK).reshape(B, T, -1)
-    total_BTGR = jnp.einsum("BGRT->BTGR", total_NRT.reshape(B, G, R, T))
-    out_BTH /= jnp.repeat(total_BTGR.reshape(B, T, -1), K, axis=-1)
-    return out_BTH.astype(q_BTGRK.dtype), (k_NCK, v_NKC)

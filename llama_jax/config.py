@@ -3,13 +3,7 @@
 Nothing else in the package reads flags, environment variables or files for its settings.
 """
 
-import ast
 import dataclasses
-import importlib.util
-import json
-import types
-import typing
-from pathlib import Path
 
 
 class UserError(ValueError):
@@ -31,9 +25,6 @@ class ModelConfig:
     tie_embeddings: bool = False
     init_std: float = 0.02  # the paper does not state its initialisation; 0.02 is OpenLLaMA's
     compute_dtype: str = "bfloat16"  # one of COMPUTE_DTYPES; parameters are always float32
-    remat: str = "nothing"  # one of REMAT_POLICIES
-    attention: str = "reference"  # one of ATTENTION_KERNELS
-    attention_block: int = 512  # queries and keys in a tile of the splash kernel
 
     @property
     def head_dim(self) -> int:
@@ -79,7 +70,7 @@ REMAT_POLICIES = {
     "everything": Remat(),  # no rematerialisation at all, see model.py
 }
 
-# Options of libtpu for run.compiler_options; the effect of each is in experiments/LOG.md.
+# Options of libtpu for execution.compiler_options; the effect of each is in experiments/LOG.md.
 ASYNC_GATHERS = (
     "xla_enable_async_all_gather",
     "true",
@@ -147,27 +138,43 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long, and from which initial weights."""
+
+    num_steps: int
+    gradient_dtype: str = "float32"  # one of COMPUTE_DTYPES: of the sum over micro-batches
+    seed: int = 0  # of the initial weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """How many ways each mesh axis splits the devices; their product is the number of devices."""
 
     replica: int = 1  # batch split, parameters copied
     fsdp: int = 1  # batch and parameters split
-    ring: int = 1  # of fsdp, so many devices sum gradients in hops, see sharding.reduce_scatter
+    ring: int = 1  # of fsdp, so many devices sum gradients in hops, see reduce_scatter
     tensor: int = 1  # heads, MLP width and vocabulary split
     sequence_parallel: bool = False  # between blocks, split activations in time over `tensor`
-    slice: str | None = None  # what it is laid out for, as `llama-jax plan` names it: "v5p:4x4x4"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """How long, and what is kept."""
+class Execution:
+    """How a step is computed. No result depends on it but by rounding."""
 
-    num_steps: int
+    slice: str | None = None  # what it is laid out for, as `llama-jax plan` names it: "v5p:4x4x4"
+    mesh: MeshConfig = MeshConfig()
     micro_batches: int = 1  # gradients of this many slices of the batch are added up
-    gradient_dtype: str = "float32"  # one of COMPUTE_DTYPES: of the sum over micro-batches
+    remat: str = "nothing"  # one of REMAT_POLICIES
+    attention: str = "reference"  # one of ATTENTION_KERNELS
+    attention_block: int = 512  # queries and keys in a tile of the splash kernel
     # Of libtpu or XLA, for the train step: (name, value, the reason why).
     compiler_options: tuple[tuple[str, str, str], ...] = ()
-    seed: int = 0  # of the initial weights
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Upkeep:
+    """What is evaluated, kept and logged on the way."""
+
     eval_every: int  # steps
     eval_rows: int  # held-out rows per source, at the most
     checkpoint_every: int  # steps
@@ -178,252 +185,37 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
+    """What is computed (model, data, optimizer, run), and apart from it how, and what is kept.
+
+    The first four are the experiment's identity: a run is refused other values of them. The last
+    two may change whenever a run goes on.
+    """
+
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
-    mesh: MeshConfig
     run: RunConfig
+    execution: Execution = Execution()
+    upkeep: Upkeep
 
 
-def load(
-    path: str, overrides: typing.Sequence[str] = (), slice_name: str | None = None
-) -> Experiment:
-    """The validated experiment that get_experiment() of the file at `path` returns.
-
-    overrides: "section.field=value" strings, applied in order before validation.
-    slice_name: goes to get_experiment(slice) if it is one of the file's SLICES; otherwise the
-    experiment is the default one, and its mesh is said to be for that slice.
-    Raises UserError for a file, field or value that cannot be used.
-    """
-    module = execute(path)
-    try:
-        if slice_name in getattr(module, "SLICES", ()):
-            experiment = module.get_experiment(slice_name)
-        else:
-            experiment = module.get_experiment()
-    except Exception as e:
-        raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
-    if not isinstance(experiment, Experiment):
-        raise UserError(
-            f"experiment: get_experiment() of {path} returned {type(experiment).__name__}; "
-            "it must return a llama_jax.config.Experiment"
-        )
-    if slice_name is not None:
-        experiment = override(experiment, f"mesh.slice={slice_name}")
-    for text in overrides:
-        experiment = override(experiment, text)
-    validate(experiment)
-    return experiment
+# What the paper's four runs share (section 2.3), where they are run, and what is kept of them.
+PAPER_DATA = DataConfig(
+    corpus="gs://BUCKET/corpus",
+    tokenizer="gs://BUCKET/tokenizer.model",
+    store="gs://BUCKET/store",
+    seq_len=2048,
+    batch_size=2048,  # rows: 4M tokens
+)
+PAPER_UPKEEP = Upkeep(eval_every=1_000, eval_rows=512, checkpoint_every=1_000, keep_every=10_000)
 
 
-def execute(path: str) -> types.ModuleType:
-    """The module that the file at `path` is. Raises UserError if it cannot be run."""
-    if not Path(path).is_file():
-        raise UserError(f"experiment: no file {path!r}; experiments/quickstart.py is one")
-    spec = importlib.util.spec_from_file_location("experiment", path)
-    if spec is None or spec.loader is None:
-        raise UserError(
-            f"experiment: {path!r} is not a Python file; experiments/quickstart.py is one"
-        )
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as e:
-        raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
-    return module
-
-
-def override(experiment: Experiment, text: str) -> Experiment:
-    """Replaces one field: override(e, "model.num_layers=8"). Raises UserError.
-
-    Values are Python literals; a field of type str takes the text as it stands.
-    """
-    key, equals, value = text.partition("=")
-    section_name, _, field_name = key.partition(".")
-    if not equals or not field_name:
-        raise UserError(f"--set {text}: expected SECTION.FIELD=VALUE, e.g. model.num_layers=8")
-    sections = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(experiment)}
-    if section_name not in sections:
-        raise UserError(f"{key}: no section {section_name!r}; there are {', '.join(sections)}")
-    section = sections[section_name]
-    hints = typing.get_type_hints(type(section))
-    if field_name not in hints:
-        raise UserError(f"{key}: no such field; {section_name} has {', '.join(hints)}")
-    parsed = _parse(value, hints[field_name])
-    if not _matches(parsed, hints[field_name]):
-        raise UserError(f"{key}: got {value!r}, expected {_type_name(hints[field_name])}")
-    section = dataclasses.replace(section, **{field_name: parsed})
-    return dataclasses.replace(experiment, **{section_name: section})
-
-
-def _parse(text: str, hint: typing.Any) -> typing.Any:
-    if hint is str:
-        return text
-    if hint == str | None and text.lower() != "none":
-        return text
-    literals = {"true": True, "false": False, "none": None}
-    try:
-        value = literals[text.lower()] if text.lower() in literals else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-    if hint is float and type(value) is int:
-        return float(value)
-    return value
-
-
-def _matches(value: typing.Any, hint: typing.Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return any(_matches(value, arg) for arg in args)
-    if origin is tuple and args[-1] is Ellipsis:
-        return isinstance(value, tuple) and all(_matches(v, args[0]) for v in value)
-    if origin is tuple:
-        return (
-            isinstance(value, tuple) and len(value) == len(args) and all(map(_matches, value, args))
-        )
-    return type(value) is hint
-
-
-def _type_name(hint: typing.Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-
-
-ZERO_ALLOWED = ("seed", "warmup_steps", "weight_decay", "final_lr_ratio")
-
-
-def validate(experiment: Experiment) -> None:
-    """Raises UserError, naming field, value and what is accepted, unless the numbers fit."""
-    for section_field in dataclasses.fields(experiment):
-        section = getattr(experiment, section_field.name)
-        for name, hint in typing.get_type_hints(type(section)).items():
-            value = getattr(section, name)
-            if not _matches(value, hint):
-                raise UserError(
-                    f"{section_field.name}.{name}: got {value!r}, expected {_type_name(hint)}"
-                )
-            if type(value) in (int, float):
-                ok = value >= 0 if name in ZERO_ALLOWED else value > 0
-                accepted = "0 or more" if name in ZERO_ALLOWED else "more than 0"
-                if not ok:
-                    raise UserError(
-                        f"{section_field.name}.{name}: got {value}, expected {accepted}"
-                    )
-
-    def check(ok: bool, field: str, given: typing.Any, accepted: str) -> None:
-        if not ok:
-            raise UserError(f"{field}: got {given}, expected {accepted}")
-
-    model, data, mesh = experiment.model, experiment.data, experiment.mesh
-    optimizer, run = experiment.optimizer, experiment.run
-    D, H, G = model.embed_dim, model.num_heads, model.kv_heads
-    check(D % H == 0, "model.num_heads", H, f"a divisor of model.embed_dim={D}")
-    check(
-        model.head_dim % 2 == 0,
-        "model.num_heads",
-        H,
-        f"an even head_dim for rotary pairs, but model.embed_dim={D} gives {model.head_dim}",
+def on_tpu(mesh: MeshConfig, micro_batches: int, remat: str) -> Execution:
+    """Return an execution by the TPU's own kernel and with both compiler options."""
+    return Execution(
+        mesh=mesh,
+        micro_batches=micro_batches,
+        remat=remat,
+        attention="splash",
+        compiler_options=(ASYNC_GATHERS, WHOLE_LOOPS),
     )
-    check(H % G == 0, "model.num_kv_heads", G, f"a divisor of model.num_heads={H}")
-    check(
-        model.compute_dtype in COMPUTE_DTYPES,
-        "model.compute_dtype",
-        repr(model.compute_dtype),
-        f"one of {', '.join(COMPUTE_DTYPES)}",
-    )
-    check(
-        run.gradient_dtype in COMPUTE_DTYPES,
-        "run.gradient_dtype",
-        repr(run.gradient_dtype),
-        f"one of {', '.join(COMPUTE_DTYPES)}",
-    )
-    check(
-        model.attention in ATTENTION_KERNELS,
-        "model.attention",
-        repr(model.attention),
-        f"one of {', '.join(ATTENTION_KERNELS)}",
-    )
-    check(
-        model.remat in REMAT_POLICIES,
-        "model.remat",
-        repr(model.remat),
-        f"one of {', '.join(REMAT_POLICIES)}",
-    )
-
-    for field, size, axis in (
-        ("model.embed_dim", D, "fsdp"),
-        ("model.num_kv_heads", G, "tensor"),
-        ("model.mlp_dim", model.mlp_dim, "tensor"),
-        ("model.vocab_size", model.vocab_size, "tensor"),
-    ):
-        ways = getattr(mesh, axis)
-        check(size % ways == 0, field, size, f"a multiple of mesh.{axis}={ways}")
-    check(mesh.fsdp % mesh.ring == 0, "mesh.ring", mesh.ring, f"a divisor of mesh.fsdp={mesh.fsdp}")
-    ways = mesh.replica * mesh.fsdp * run.micro_batches
-    check(
-        data.batch_size % ways == 0,
-        "data.batch_size",
-        data.batch_size,
-        f"a multiple of mesh.replica * mesh.fsdp * run.micro_batches = {ways}",
-    )
-    if mesh.sequence_parallel:
-        check(
-            data.seq_len % mesh.tensor == 0,
-            "data.seq_len",
-            data.seq_len,
-            f"a multiple of mesh.tensor={mesh.tensor} with mesh.sequence_parallel",
-        )
-
-    rates = [rate for _, rate in data.mixture]
-    names = [name for name, _ in data.mixture]
-    check(bool(names), "data.mixture", data.mixture, "at least one (source, rate)")
-    check(len(set(names)) == len(names), "data.mixture", names, "each source once")
-    check(all(r > 0 for r in rates), "data.mixture", rates, "rates above 0")
-    check(abs(sum(rates) - 1) < 1e-6, "data.mixture", f"rates that sum to {sum(rates):g}", "1")
-    check(
-        optimizer.warmup_steps < run.num_steps,
-        "optimizer.warmup_steps",
-        optimizer.warmup_steps,
-        f"less than run.num_steps={run.num_steps}",
-    )
-    check(optimizer.b1 < 1, "optimizer.b1", optimizer.b1, "less than 1")
-    check(optimizer.b2 < 1, "optimizer.b2", optimizer.b2, "less than 1")
-    check(
-        optimizer.final_lr_ratio <= 1,
-        "optimizer.final_lr_ratio",
-        optimizer.final_lr_ratio,
-        "0 to 1",
-    )
-
-
-def to_json(experiment: Experiment) -> str:
-    return json.dumps(dataclasses.asdict(experiment), indent=2)
-
-
-def from_json(text: str) -> Experiment:
-    """The inverse of to_json. Raises UserError if the text is not an experiment of this version."""
-
-    def tuples(value: typing.Any) -> typing.Any:
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    try:
-        sections = json.loads(text)
-        hints = typing.get_type_hints(Experiment)
-        return Experiment(
-            **{
-                name: hints[name](**{k: tuples(v) for k, v in fields.items()})
-                for name, fields in sections.items()
-            }
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
-        raise UserError(f"config.json: not an experiment of this version of llama_jax: {e}") from e
-
-
-def differences(old: Experiment, new: Experiment) -> list[str]:
-    """One "section.field: OLD -> NEW" for each field that differs."""
-    a, b = dataclasses.asdict(old), dataclasses.asdict(new)
-    return [
-        f"{section}.{field}: {a[section][field]!r} -> {b[section][field]!r}"
-        for section in a
-        for field in a[section]
-        if a[section][field] != b[section][field]
-    ]

@@ -13,20 +13,14 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
-from llama_jax.sharding import (
-    ACTIVATION_RULES,
-    activation_spec,
-    gather,
-    param_spec,
-    reduce_scatter,
-    take,
-)
+from llama_jax.collectives import all_gather, reduce_scatter, slice_of_D
+from llama_jax.sharding import ACTIVATION_RULES, activation_spec, param_spec
 
 CHUNK = 1024  # tokens per device whose logits exist at a time
 
 
 def cross_entropy(x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array):
-    """(sum of -log softmax(x @ head)[target] in nats, number of targets), fp32 and int32 scalars.
+    """Return the sum of -log softmax(x @ head)[target] in nats, fp32, and the number of targets.
 
     Targets of -1 do not count. Logits, softmax and sums are fp32 whatever the dtype of x and head.
     """
@@ -58,7 +52,7 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _on_mesh(with_grads: bool, x_BTD, head_DV, targets_BT):
-    """(loss, count, dx_BTD, dhead_DV), the last two None without grads."""
+    """Return loss, count, dx_BTD and dhead_DV, the last two None without grads."""
     x_spec, targets_spec = activation_spec("BTD"), activation_spec("BT")
     head_spec = P(None, "tensor")
     on_device = jax.shard_map(
@@ -67,11 +61,11 @@ def _on_mesh(with_grads: bool, x_BTD, head_DV, targets_BT):
         out_specs=(P(), P(), x_spec, param_spec("DV")),
         check_vma=False,
     )
-    return on_device(x_BTD, gather(head_DV, "DV"), targets_BT)
+    return on_device(x_BTD, all_gather(head_DV, "DV"), targets_BT)
 
 
 def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):
-    """The same on one device's rows and its share of the vocabulary, N tokens at a time."""
+    """Compute the same on one device's rows and its share of the vocabulary, N tokens at a time."""
     (B, T, D), V = x_BTD.shape, head_DV.shape[1]
     N = min(CHUNK, B * T)
     pad = -(B * T) % N
@@ -106,5 +100,5 @@ def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):
     count = jax.lax.psum(jnp.sum(targets_BT >= 0), batch_axes)
     if dx_CND is None:
         return loss, count, None, None
-    dhead_DV = reduce_scatter(partial(take, dhead_DV, "DV"), "DV").astype(head_DV.dtype)
+    dhead_DV = reduce_scatter(partial(slice_of_D, dhead_DV, "DV"), "DV").astype(head_DV.dtype)
     return loss, count, dx_CND.reshape(-1, D)[: B * T].reshape(B, T, D), dhead_DV

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from llama_jax.attention import attend_within_documents
-from llama_jax.config import REMAT_POLICIES, ModelConfig
-from llama_jax.sharding import activation_spec, einsum, gather, param_spec, reduce_scatter, take
+from llama_jax.collectives import einsum, embed
+from llama_jax.config import REMAT_POLICIES, Execution, ModelConfig
+from llama_jax.sharding import activation_spec, param_spec
 
 
 def weight(rngs: nnx.Rngs, std: float, dims: str, *shape: int) -> nnx.Param:
@@ -39,15 +40,17 @@ Rotation = tuple[jax.Array, jax.Array]
 
 
 def rotation_of(positions_BT: jax.Array, head_dim: int, theta: float) -> Rotation:
-    """sin_BTK and cos_BTK, with K = head_dim / 2, of position * theta^(-2i / head_dim), in fp32."""
+    """Compute sin_BTK and cos_BTK of position * theta^(-2i / head_dim), K of head_dim / 2, fp32."""
     frequency_K = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K[None, None]
     return jnp.sin(angle_BTK), jnp.cos(angle_BTK)
 
 
 def rotate(x: jax.Array, rotation: Rotation, scale: float = 1.0) -> jax.Array:
-    """Rotary embedding of x_BT...K, times scale: element i is paired with i + K/2, Hugging Face's
-    layout."""
+    """Apply the rotary embedding to x_BT...K, and multiply by scale.
+
+    Element i is paired with i + K/2, Hugging Face's layout.
+    """
     K = x.shape[-1]
     # A product with a permutation brings the partners together, exactly: on a TPU the matrix unit
     # does it on the way, where a split and a concatenation cost two passes over memory.
@@ -84,15 +87,16 @@ class Attention(nnx.Module):
 
 
 @jax.custom_vjp
-def gated(gate_BTF: jax.Array, up_BTF: jax.Array) -> jax.Array:
+def silu_mul(gate_BTF: jax.Array, up_BTF: jax.Array) -> jax.Array:
+    """Compute silu(gate) * up."""
     return jax.nn.silu(gate_BTF) * up_BTF
 
 
-def _gated_forward(gate_BTF, up_BTF):
-    return gated(gate_BTF, up_BTF), (gate_BTF, up_BTF)
+def _silu_mul_forward(gate_BTF, up_BTF):
+    return silu_mul(gate_BTF, up_BTF), (gate_BTF, up_BTF)
 
 
-def _gated_backward(operands, grad_BTF):
+def _silu_mul_backward(operands, grad_BTF):
     # Both gradients are written once. Without the barrier XLA computes them again inside each of
     # the four products that read them: a tenth of a 7B layer's time on v5e, by its own estimate.
     gate_BTF, up_BTF = operands
@@ -102,7 +106,7 @@ def _gated_backward(operands, grad_BTF):
     return jax.lax.optimization_barrier((dgate_BTF, grad_BTF * silu_BTF))
 
 
-gated.defvjp(_gated_forward, _gated_backward)
+silu_mul.defvjp(_silu_mul_forward, _silu_mul_backward)
 
 
 class SwiGLU(nnx.Module):
@@ -115,46 +119,7 @@ class SwiGLU(nnx.Module):
     def __call__(self, x_BTD: jax.Array, out: P) -> jax.Array:
         gate_BTF = checkpoint_name(einsum("BTD,DF->BTF", x_BTD, self.w_gate_DF[...]), "gate")
         up_BTF = checkpoint_name(einsum("BTD,DF->BTF", x_BTD, self.w_up_DF[...]), "up")
-        return einsum("BTF,FD->BTD", gated(gate_BTF, up_BTF), self.w_down_FD[...], out)
-
-
-@jax.custom_vjp
-def lookup(embed_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """The rows of embed_VD, as x_BTD: the residual stream is split as the tokens are, in time, too,
-    if they are."""
-    residual = P(*jax.typeof(tokens_BT).sharding.spec, None)
-    return gather(embed_VD, "VD").at[tokens_BT].get(out_sharding=residual)
-
-
-def _lookup_forward(embed_VD, tokens_BT):
-    return lookup(embed_VD, tokens_BT), (embed_VD, tokens_BT)
-
-
-def _lookup_backward(operands, grad_BTD):
-    embed_VD, tokens_BT = operands
-
-    def on_device(tokens_BT, grad_BTD):
-        V = embed_VD.shape[0] // jax.lax.axis_size("tensor")
-        row_BT = tokens_BT - jax.lax.axis_index("tensor") * V
-        row_BT = jnp.where(row_BT < 0, V, row_BT)  # out of range: some other device's
-        # In fp32, so that the gradients of a frequent token are not added up in bf16.
-        sum_VD = jnp.zeros((V, grad_BTD.shape[-1]), jnp.float32)
-        sum_VD = sum_VD.at[row_BT].add(grad_BTD.astype(jnp.float32), mode="drop")
-        sum_VD = sum_VD.astype(embed_VD.dtype)
-        return reduce_scatter(lambda part: take(sum_VD, "VD", part).T, "VD")
-
-    tokens_BT = reshard(tokens_BT, activation_spec("BT"))
-    grad_BTD = reshard(grad_BTD, activation_spec("BTD"))
-    grad_VD = jax.shard_map(
-        on_device,
-        in_specs=(activation_spec("BT"), activation_spec("BTD")),
-        out_specs=param_spec("VD"),
-        check_vma=False,
-    )(tokens_BT, grad_BTD)
-    return grad_VD, None
-
-
-lookup.defvjp(_lookup_forward, _lookup_backward)
+        return einsum("BTF,FD->BTD", silu_mul(gate_BTF, up_BTF), self.w_down_FD[...], out)
 
 
 class Block(nnx.Module):
@@ -175,6 +140,9 @@ class Block(nnx.Module):
         return x_BTD
 
 
+ANYWHERE = Execution()  # by the reference kernel, on any device
+
+
 class Llama(nnx.Module):
     def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
         self.embed_VD = weight(rngs, cfg.init_std, "VD", cfg.vocab_size, cfg.embed_dim)
@@ -188,27 +156,30 @@ class Llama(nnx.Module):
     def head_DV(self) -> jax.Array:
         return self.embed_VD[...].T if self.cfg.tie_embeddings else self.lm_head_DV[...]
 
-    def hidden(self, tokens_BT, segments_BT, positions_BT) -> jax.Array:
-        """x_BTD, the output of the final norm, for packed rows of int32 documents.
+    def hidden(
+        self, tokens_BT, segments_BT, positions_BT, execution: Execution = ANYWHERE
+    ) -> jax.Array:
+        """Compute x_BTD, the output of the final norm, for packed rows of int32 documents.
 
-        segments_BT: the document a token is of; positions_BT: its place in that document.
+        segments_BT: the document a token is of; positions_BT: its position in that document.
+        execution: the kernel of attention, and what is kept for the backward pass.
         """
         with jax.named_scope("embedding"):
-            x_BTD = lookup(self.embed_VD[...], tokens_BT)
+            x_BTD = embed(self.embed_VD[...], tokens_BT)
         segments_BT, positions_BT = (
             reshard(x_BT, activation_spec("BT")) for x_BT in (segments_BT, positions_BT)
         )
         rotation = rotation_of(positions_BT, self.cfg.head_dim, self.cfg.rope_theta)
 
         def attend(q_BTGRK, k_BTGK, v_BTGK):
-            return attend_within_documents(self.cfg, q_BTGRK, k_BTGK, v_BTGK, segments_BT)
+            return attend_within_documents(execution, q_BTGRK, k_BTGK, v_BTGK, segments_BT)
 
         def block(x_BTD, layer):
             x_BTD = checkpoint_name(x_BTD, "residual")
             return layer(x_BTD, rotation, attend), None
 
-        if self.cfg.remat != "everything":
-            remat = REMAT_POLICIES[self.cfg.remat]
+        if execution.remat != "everything":
+            remat = REMAT_POLICIES[execution.remat]
             policy = jax.checkpoint_policies.save_and_offload_only_these_names(
                 names_which_can_be_saved=remat.save,
                 names_which_can_be_offloaded=remat.offload,
@@ -219,7 +190,9 @@ class Llama(nnx.Module):
         x_BTD, _ = jax.lax.scan(block, x_BTD, self.layers)
         return reshard(self.final_norm(x_BTD), activation_spec("BTD"))
 
-    def __call__(self, tokens_BT, segments_BT, positions_BT) -> jax.Array:
-        """logits_BTV in fp32 of packed rows, see hidden()."""
-        x_BTD = self.hidden(tokens_BT, segments_BT, positions_BT)
+    def __call__(
+        self, tokens_BT, segments_BT, positions_BT, execution: Execution = ANYWHERE
+    ) -> jax.Array:
+        """Compute logits_BTV in fp32 of packed rows, see hidden()."""
+        x_BTD = self.hidden(tokens_BT, segments_BT, positions_BT, execution)
         return einsum("BTD,DV->BTV", x_BTD, self.head_DV, dtype=jnp.float32)

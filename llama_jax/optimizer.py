@@ -8,9 +8,13 @@ import optax
 from llama_jax.config import OptimizerConfig
 
 
-def schedule(cfg: OptimizerConfig, num_steps: int) -> Callable[[int | jax.Array], jax.Array]:
-    """Learning rate at a step: linear to peak_lr over warmup_steps, cosine to a fraction of it at
-    num_steps (the cosine's length is what is left after the warm-up)."""
+def learning_rate_schedule(
+    cfg: OptimizerConfig, num_steps: int
+) -> Callable[[int | jax.Array], jax.Array]:
+    """Return the learning rate as a function of the step.
+
+    Linear to peak_lr over warmup_steps, then a cosine to a fraction of it at num_steps.
+    """
     return optax.warmup_cosine_decay_schedule(  # pyright: ignore[reportReturnType]
         init_value=0.0,
         peak_value=cfg.peak_lr,
@@ -21,17 +25,18 @@ def schedule(cfg: OptimizerConfig, num_steps: int) -> Callable[[int | jax.Array]
 
 
 def decay_mask(params, no_decay: tuple[str, ...]):
-    """True for each parameter that is decayed. By name: a stacked norm scale is a matrix, too."""
+    """Mark each parameter that is decayed. By name: a stacked norm scale is a matrix, too."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: not any(name in jax.tree_util.keystr(path) for name in no_decay), params
     )
 
 
 def make_optimizer(cfg: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Return AdamW behind clipping by the global norm."""
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
         optax.adamw(
-            schedule(cfg, num_steps),
+            learning_rate_schedule(cfg, num_steps),
             b1=cfg.b1,
             b2=cfg.b2,
             eps=cfg.eps,

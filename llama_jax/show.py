@@ -5,17 +5,18 @@ from rich.table import Table
 
 from llama_jax.config import Experiment
 from llama_jax.flops import model_flops_per_token, num_params
-from llama_jax.optimizer import schedule
+from llama_jax.optimizer import learning_rate_schedule
 
 
 def show_experiment(experiment: Experiment, name: str) -> None:
-    """Prints parameters, tokens, steps, FLOPs, batch, mesh and schedule."""
+    """Print parameters, tokens, steps, FLOPs, batch, mesh and schedule."""
     model, data, run = experiment.model, experiment.data, experiment.run
+    execution, upkeep = experiment.execution, experiment.upkeep
     params = num_params(model)
     tokens_per_step = data.batch_size * data.seq_len
     tokens = tokens_per_step * run.num_steps
     flops = model_flops_per_token(model, data.seq_len) * tokens
-    mesh = experiment.mesh
+    mesh = execution.mesh
     devices = mesh.replica * mesh.fsdp * mesh.tensor
 
     table = Table(title=name, show_header=False, title_justify="left", title_style="bold")
@@ -26,10 +27,11 @@ def show_experiment(experiment: Experiment, name: str) -> None:
             f"{model.num_heads} heads of {model.head_dim}, {model.kv_heads} KV heads, "
             f"vocabulary {model.vocab_size:,}, {'tied' if model.tie_embeddings else 'untied'} head"
         ),
-        "numerics": f"float32 parameters, {model.compute_dtype} compute, remat {model.remat}",
+        "numerics": f"float32 parameters, {model.compute_dtype} compute, remat {execution.remat}",
         "batch": (
             f"{data.batch_size:,} rows x {data.seq_len:,} = {tokens_per_step:,} tokens"
-            f" in {run.micro_batches} micro-batch{'es' if run.micro_batches > 1 else ''}"
+            f" in {execution.micro_batches} "
+            f"micro-batch{'es' if execution.micro_batches > 1 else ''}"
         ),
         "steps": f"{run.num_steps:,}",
         "tokens": f"{tokens:,}",
@@ -46,8 +48,8 @@ def show_experiment(experiment: Experiment, name: str) -> None:
             f"{', '.join(experiment.optimizer.no_decay)}, clip {experiment.optimizer.clip_norm}"
         ),
         "kept": (
-            f"the last {run.keep_last} checkpoints, one every {run.checkpoint_every:,} steps"
-            + (f", and every {run.keep_every:,}th" if run.keep_every else "")
+            f"the last {upkeep.keep_last} checkpoints, one every {upkeep.checkpoint_every:,} steps"
+            + (f", and every {upkeep.keep_every:,}th" if upkeep.keep_every else "")
         ),
     }
     for label, value in rows.items():
@@ -56,7 +58,7 @@ def show_experiment(experiment: Experiment, name: str) -> None:
     console.print(table)
 
     curve = Table(title="learning rate", title_justify="left")
-    learning_rate = schedule(experiment.optimizer, run.num_steps)
+    learning_rate = learning_rate_schedule(experiment.optimizer, run.num_steps)
     warmup, last = experiment.optimizer.warmup_steps, run.num_steps
     steps = sorted({0, warmup, *(warmup + (last - warmup) * k // 4 for k in range(1, 5))})
     curve.add_column("step", justify="right")

@@ -5,18 +5,21 @@ import hashlib
 import jax
 from etils import epath
 
-from llama_jax import checkpoint
 from llama_jax.attention import check_platform
-from llama_jax.config import Experiment, UserError, differences, from_json, to_json
+from llama_jax.config import Experiment, UserError
 from llama_jax.data import store, tokenizer
 from llama_jax.data.batches import train_batches
+from llama_jax.data.schedule import Schedule
 from llama_jax.evaluation.perplexity import validation_losses
-from llama_jax.figures import plot_losses
+from llama_jax.experiment import differences, from_json, to_json
 from llama_jax.flops import executed_flops
-from llama_jax.metrics import check_wandb
-from llama_jax.report import Report
+from llama_jax.guards.monitor import Monitor
+from llama_jax.run import checkpoint
+from llama_jax.run.loss_figure import plot_losses
+from llama_jax.run.metrics import check_wandb
+from llama_jax.run.workdir import config_file, profile_dir, tokenizer_file, write_whole
 from llama_jax.sharding import batch_sharding, make_mesh
-from llama_jax.step import init_state, make_eval_step, make_train_step
+from llama_jax.step import init_state, make_eval_step, make_train_step, next_token_loss
 
 STEPS_BEFORE_PROFILE = 2  # the first steps of a process wait for compilation and for data
 
@@ -24,52 +27,53 @@ STEPS_BEFORE_PROFILE = 2  # the first steps of a process wait for compilation an
 def train(
     experiment: Experiment, workdir: epath.Path, accept_changes: bool, profile_steps: int = 0
 ) -> None:
-    """Trains to run.num_steps, going on from the newest checkpoint in workdir if there is one.
+    """Train to run.num_steps, going on from the newest checkpoint in workdir if there is one.
 
     accept_changes: go on even if workdir was begun with another experiment.
     profile_steps: trace this many steps into workdir/profile, for TensorBoard or XProf.
     Raises UserError for what does not fit together, NonFiniteLoss if the loss does not stay finite.
     """
-    data, run = experiment.data, experiment.run
+    data, run, execution = experiment.data, experiment.run, experiment.execution
     digest = store.digest(data)
     check_vocabulary(experiment)
-    check_wandb(run.wandb_project)
+    check_wandb(experiment.upkeep.wandb_project)
     check_workdir(experiment, workdir, accept_changes)
-    check_platform(experiment.model)
-    mesh = make_mesh(experiment.mesh, jax.devices())
-    sharding = batch_sharding(mesh, experiment.mesh, "ABT")
+    check_platform(execution)
+    mesh = make_mesh(execution.mesh, jax.devices())
+    sharding = batch_sharding(mesh, execution.mesh, "ABT")
 
     with jax.set_mesh(mesh):
         # 1. The newest checkpoint of this workdir, else the initial weights.
-        state = checkpoint.restore_newest(workdir, experiment, digest)
-        if state is None:
-            state = jax.jit(lambda: init_state(experiment))()
+        restored = checkpoint.restore_newest(workdir, experiment, digest)
+        state, schedule = restored or (jax.jit(lambda: init_state(experiment))(), Schedule())
         start = int(jax.device_get(state.step))
         if start >= run.num_steps:
             plot_losses(workdir)
             print(f"{workdir} is trained to step {start} of {run.num_steps}: nothing left to do")
             return
 
-        # 2. The data from there on: batch n is a function of n.
-        batches = train_batches(data, run.micro_batches, sharding, start)
+        # 2. The data from there on: the schedule gives a step its batch, and batch n is f(n).
+        numbers = map(schedule.batch, range(start, run.num_steps + 1))
+        batches = train_batches(data, execution.micro_batches, sharding, numbers)
         batch = next(batches)
 
         # 3. One program for every step.
-        traced = make_train_step(experiment).trace(state, batch)
+        loss = next_token_loss(execution)
+        traced = make_train_step(experiment, loss).trace(state, batch)
         traced_flops = executed_flops(traced.jaxpr.jaxpr)
         train_step = traced.lower().compile()
-        eval_step = make_eval_step()
+        eval_step = make_eval_step(loss)
 
         with (
-            checkpoint.open_manager(workdir, experiment) as manager,
-            Report(experiment, workdir, start, traced_flops, manager) as report,
+            checkpoint.open_manager(workdir, experiment.upkeep) as manager,
+            Monitor(experiment, workdir, schedule, start, traced_flops, manager) as monitor,
         ):
-            write_config(experiment, workdir)  # from here on the workdir is this experiment's
+            keep_with_run(experiment, workdir)  # from here on the workdir is this experiment's
             dispatched = None  # the step before: its figures are fetched while the device computes
             profile = range(start + STEPS_BEFORE_PROFILE, run.num_steps)[:profile_steps]
             for step in range(start, run.num_steps):
                 if profile and step == profile[0]:
-                    jax.profiler.start_trace(workdir / "profile")
+                    jax.profiler.start_trace(profile_dir(workdir))
                 with (
                     jax.transfer_guard("disallow"),  # the host waits for nothing here
                     jax.profiler.StepTraceAnnotation("train", step_num=step),
@@ -78,30 +82,37 @@ def train(
                 if profile and step == profile[-1]:
                     jax.block_until_ready(metrics)
                     jax.profiler.stop_trace()
-                    report.note(f"profiled steps {profile[0]} to {step} into {workdir / 'profile'}")
+                    traced_into = profile_dir(workdir)
+                    monitor.note(f"profiled steps {profile[0]} to {step} into {traced_into}")
                 batch = next(batches)
                 if dispatched is not None:
-                    report.step(*dispatched)
+                    monitor.step(*dispatched)
                 dispatched = (step + 1, metrics)
-                last = step + 1 == run.num_steps
-                to_evaluate = last or (step + 1) % run.eval_every == 0
-                to_save = last or (step + 1) % run.checkpoint_every == 0
+                to_evaluate, to_save = due(experiment, step + 1)
                 if to_evaluate or to_save:
-                    report.step(*dispatched)  # first: a state that is not finite is never kept
+                    monitor.step(*dispatched)  # first: a state that is not finite is never kept
                     dispatched = None
                 if to_evaluate:  # before the save, or a kill between the two would lose it
-                    losses = validation_losses(eval_step, state.model, experiment, mesh)
-                    report.validation(step + 1, losses)
+                    found = validation_losses(
+                        eval_step, state.params, state.frozen, experiment, mesh
+                    )
+                    monitor.validation(step + 1, found)
                 if to_save:
-                    checkpoint.save(manager, state, experiment, digest)
+                    checkpoint.save(manager, state, experiment, schedule, digest)
                 if to_evaluate or to_save:
-                    report.restart_clock()
+                    monitor.restart_clock()
             manager.wait_until_finished()
-            report.summary()
+            monitor.summary()
+
+
+def due(experiment: Experiment, step: int) -> tuple[bool, bool]:
+    """Say whether to evaluate, and whether to save, after so many updates."""
+    last, upkeep = step == experiment.run.num_steps, experiment.upkeep
+    return last or step % upkeep.eval_every == 0, last or step % upkeep.checkpoint_every == 0
 
 
 def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> None:
-    """Raises UserError if it cannot be written to, or was begun with another experiment."""
+    """Raise UserError if it cannot be written to, or was begun with another experiment."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f"writable_{jax.process_index()}.tmp"
@@ -109,24 +120,34 @@ def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: b
         probe.unlink()
     except OSError as e:
         raise UserError(f"workdir: cannot write to {str(workdir)!r}: {e.strerror or e}") from e
-    path = workdir / "config.json"
-    changes = differences(from_json(path.read_text()), experiment) if path.exists() else []
-    if changes and not accept_changes:
+    path = config_file(workdir)
+    if path.exists():
+        changes = differences(from_json(path.read_text(), str(path)), experiment)
+        if changes and not accept_changes:
+            raise UserError(
+                f"workdir: {workdir} was begun with another experiment: {'; '.join(changes)}; "
+                "use another --workdir, or --accept-changes to go on with the new values"
+            )
+    model = tokenizer.find(experiment.data.tokenizer).read_bytes()
+    own = tokenizer_file(workdir)
+    if own.exists() and own.read_bytes() != model:
         raise UserError(
-            f"workdir: {workdir} was begun with another experiment: {'; '.join(changes)}; "
-            "use another --workdir, or --accept-changes to go on with the new values"
+            f"data.tokenizer: {experiment.data.tokenizer} is not the tokenizer that {workdir} was "
+            f"begun with, which is {own}; bring that one back or use another --workdir"
         )
 
 
-def write_config(experiment: Experiment, workdir: epath.Path) -> None:
+def keep_with_run(experiment: Experiment, workdir: epath.Path) -> None:
+    """Write what the workdir holds besides results: config.json and the tokenizer."""
     if jax.process_index() == 0:
-        unfinished = workdir / "config.json.tmp"
-        unfinished.write_text(to_json(experiment))
-        unfinished.replace(workdir / "config.json")
+        if not tokenizer_file(workdir).exists():
+            model = tokenizer.find(experiment.data.tokenizer).read_bytes()
+            write_whole(tokenizer_file(workdir), model)
+        write_whole(config_file(workdir), to_json(experiment))
 
 
 def check_vocabulary(experiment: Experiment) -> None:
-    """Raises UserError unless the store was made with a tokenizer that is the experiment's."""
+    """Raise UserError unless the store was made with a tokenizer that is the experiment's."""
     data = experiment.data
     wanted = hashlib.sha256(tokenizer.find(data.tokenizer).read_bytes()).hexdigest()
     for source, splits in store.read_index(data).items():

@@ -15,11 +15,14 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from llama_jax import checkpoint, config
 from llama_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig
+from llama_jax.data.schedule import Schedule
+from llama_jax.experiment import load, override
 from llama_jax.formats import exporter
 from llama_jax.formats.weights import Checkpoint
 from llama_jax.model import Llama
+from llama_jax.run import checkpoint
+from llama_jax.run.workdir import steps
 from llama_jax.sharding import make_mesh
 from llama_jax.step import init_state
 from llama_jax.train import train
@@ -42,43 +45,49 @@ GQA = dataclasses.replace(
 def save_random(cfg: ModelConfig, workdir: Path) -> None:
     """A checkpoint of random weights, norms too, which are exact in bf16; with large queries and
     keys, because a wrong rotary layout hardly shows with small ones."""
-    experiment = config.load(str(ROOT / "experiments/quickstart.py"))
+    experiment = load(str(ROOT / "experiments/quickstart.py"))
     experiment = dataclasses.replace(experiment, model=cfg)
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         state = init_state(experiment)
-        state.model.embed_VD[...] *= 1 / cfg.init_std  # as large as what the layers add to it
-        state.model.layers.attn.wq_DGRK[...] *= 3
-        state.model.layers.attn.wk_DGK[...] *= 3
+        state.params.embed_VD[...] *= 1 / cfg.init_std  # as large as what the layers add to it
+        state.params.layers.attn.wq_DGRK[...] *= 3
+        state.params.layers.attn.wk_DGK[...] *= 3
         keys = nnx.Rngs(params=1)
         for norm in (
-            state.model.final_norm,
-            state.model.layers.attn_norm,
-            state.model.layers.mlp_norm,
+            state.params.final_norm,
+            state.params.layers.attn_norm,
+            state.params.layers.mlp_norm,
         ):
             norm.scale_D[...] += 0.2 * jax.random.normal(keys.params(), norm.scale_D.shape)
-        model = jax.tree.map(lambda w: w.astype("bfloat16").astype("float32"), state.model)
-        with checkpoint.open_manager(epath.Path(workdir), experiment) as manager:
-            checkpoint.save(manager, state.replace(model=model), experiment, digest="")
+        model = jax.tree.map(lambda w: w.astype("bfloat16").astype("float32"), state.params)
+        with checkpoint.open_manager(epath.Path(workdir), experiment.upkeep) as manager:
+            state = dataclasses.replace(state, params=model)
+            checkpoint.save(manager, state, experiment, Schedule(), digest="")
 
 
 def save_trained(data: DataConfig, workdir: Path) -> None:
     """A short run of the quickstart on other data, spread over eight devices."""
-    changes = ["mesh.fsdp=8", "model.vocab_size=512", "optimizer.warmup_steps=5"]
-    experiment = config.load(str(ROOT / "experiments/quickstart.py"), changes)
-    run = dict(num_steps=20, eval_every=20, eval_rows=8, checkpoint_every=20)
-    run = dataclasses.replace(experiment.run, **run)
-    train(dataclasses.replace(experiment, data=data, run=run), epath.Path(workdir), False)
+    changes = ["execution.mesh.fsdp=8", "model.vocab_size=512", "optimizer.warmup_steps=5"]
+    experiment = load(str(ROOT / "experiments/quickstart.py"), changes)
+    upkeep = dict(eval_every=20, eval_rows=8, checkpoint_every=20)
+    experiment = dataclasses.replace(
+        experiment,
+        data=data,
+        run=dataclasses.replace(experiment.run, num_steps=20),
+        upkeep=dataclasses.replace(experiment.upkeep, **upkeep),
+    )
+    train(experiment, epath.Path(workdir), accept_changes=False)
 
 
 def experiment_of(workdir: Path) -> Experiment:
     """Of its newest checkpoint, as all that is exported here."""
     path = epath.Path(workdir)
-    return checkpoint.read_meta(path, checkpoint.steps(path)[-1]).experiment
+    return checkpoint.read_meta(path, steps(path)[-1]).experiment
 
 
 def open_checkpoint(workdir: Path) -> Checkpoint:
     path = epath.Path(workdir)
-    return Checkpoint(path, checkpoint.steps(path)[-1], experiment_of(workdir))
+    return Checkpoint(path, steps(path)[-1], experiment_of(workdir))
 
 
 def export(workdir: Path | str, out: Path | str, to: str, type: str = "f32", **options) -> dict:
@@ -103,10 +112,10 @@ def child(code: str, *args, **options) -> subprocess.CompletedProcess:
 def logits_of(workdir: Path, tokens: np.ndarray) -> np.ndarray:
     """In fp32, by the model as training restores it."""
     path = epath.Path(workdir)
-    experiment = config.override(experiment_of(workdir), "model.compute_dtype=float32")
+    experiment = override(experiment_of(workdir), "model.compute_dtype=float32")
     positions = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        model = checkpoint.restore_model(path, checkpoint.steps(path)[-1], experiment)
+        model = checkpoint.restore_model(path, steps(path)[-1], experiment)
         return np.asarray(jax.jit(Llama.__call__)(model, tokens, np.ones_like(tokens), positions))
 
 

@@ -7,12 +7,12 @@ import jax
 import pytest
 from flax import nnx
 
-from llama_jax.completion import Completion, complete, print_jsonl, print_text, settled
 from llama_jax.config import ModelConfig
 from llama_jax.data import tokenizer
-from llama_jax.decoder import lay_out
+from llama_jax.generation.completion import Completion, complete, print_jsonl, print_text, printable
+from llama_jax.generation.decoder import to_decode_layout
+from llama_jax.generation.sampling import Sampling
 from llama_jax.model import Llama
-from llama_jax.sample import Sampling
 
 PROMPTS = ["My fellow citizens", "Once"]
 MAX_TOKENS = 20
@@ -34,7 +34,7 @@ def states(one_device, vocabulary):
         compute_dtype="float32",
         init_std=0.3,
     )
-    decoder = lay_out(jax.jit(lambda: Llama(cfg, nnx.Rngs(0)))())
+    decoder = to_decode_layout(jax.jit(lambda: Llama(cfg, nnx.Rngs(0)))())
 
     def run(stops: list[str], max_tokens: int = MAX_TOKENS) -> list[list[Completion]]:
         sampling = Sampling(temperature=1.0)
@@ -62,10 +62,10 @@ def test_a_completion_only_grows_and_ends_before_a_stop(states):
 
 
 def test_half_a_character_and_half_a_stop_wait():
-    assert settled("abc\ufffd\ufffd", []) == "abc"
-    assert settled("say the en", ["end", "then"]) == "say the "
-    assert settled("say th", ["end", "then"]) == "say "
-    assert settled("say", ["end"]) == "say"
+    assert printable("abc\ufffd\ufffd", []) == "abc"
+    assert printable("say the en", ["end", "then"]) == "say the "
+    assert printable("say th", ["end", "then"]) == "say "
+    assert printable("say", ["end"]) == "say"
 
 
 def test_what_is_printed(capsys):

@@ -1,13 +1,14 @@
 """Experiments, --set, and what is refused."""
 
-import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from llama_jax import config
-from llama_jax.config import UserError
+from llama_jax.config import Experiment, UserError
+from llama_jax.experiment import differences, from_json, identity, load, override, to_json
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 QUICKSTART = str(EXPERIMENTS[-1].with_name("quickstart.py"))
@@ -15,8 +16,8 @@ QUICKSTART = str(EXPERIMENTS[-1].with_name("quickstart.py"))
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_every_experiment_is_valid_and_documented(path):
-    experiment = config.load(str(path))
-    assert config.from_json(config.to_json(experiment)) == experiment
+    experiment = load(str(path))
+    assert from_json(to_json(experiment)) == experiment
     assert "llama-jax train " + f"experiments/{path.name}" in path.read_text()
 
 
@@ -28,9 +29,9 @@ def test_the_papers_hyperparameters():
         ("33b", 1.5e-4, 1.4e12, config.LLAMA_33B),
         ("65b", 1.5e-4, 1.4e12, config.LLAMA_65B),
     ]:
-        e = config.load(QUICKSTART.replace("quickstart", f"llama_{size}"))
+        e = load(QUICKSTART.replace("quickstart", f"llama_{size}"))
         optimizer = e.optimizer
-        assert e.model == dataclasses.replace(shape, remat=e.model.remat, attention="splash")
+        assert e.model == shape and e.execution.attention == "splash"
         assert (optimizer.peak_lr, optimizer.warmup_steps) == (rate, 2000)
         assert (optimizer.b1, optimizer.b2, optimizer.weight_decay) == (0.9, 0.95, 0.1)
         assert (optimizer.clip_norm, optimizer.final_lr_ratio) == (1.0, 0.1)
@@ -40,23 +41,23 @@ def test_the_papers_hyperparameters():
 
 
 def test_set_is_typed():
-    experiment = config.load(
+    experiment = load(
         QUICKSTART,
         [
             "model.num_layers=8",
             "optimizer.peak_lr=1",
-            "run.keep_every=100",
+            "upkeep.keep_every=100",
             "model.num_kv_heads=none",
-            "mesh.sequence_parallel=true",
+            "execution.mesh.sequence_parallel=true",
             "data.store=123",
             "data.mixture=(('c4', 0.5), ('books', 0.5))",
         ],
     )
     assert experiment.model.num_layers == 8
     assert type(experiment.optimizer.peak_lr) is float
-    assert experiment.run.keep_every == 100
+    assert experiment.upkeep.keep_every == 100
     assert experiment.model.num_kv_heads is None
-    assert experiment.mesh.sequence_parallel is True
+    assert experiment.execution.mesh.sequence_parallel is True
     assert experiment.data.store == "123"
     assert experiment.data.mixture == (("c4", 0.5), ("books", 0.5))
 
@@ -65,14 +66,20 @@ def test_set_is_typed():
     "override, message",
     [
         ("model.layers=8", "model.layers: no such field; model has num_layers, embed_dim"),
-        ("modle.num_layers=8", "no section 'modle'; there are model, data, optimizer, mesh, run"),
+        (
+            "modle.num_layers=8",
+            "no section 'modle'; there are model, data, optimizer, run, execution, upkeep",
+        ),
         ("num_layers=8", "--set num_layers=8: expected SECTION.FIELD=VALUE"),
         ("model.num_layers", "--set model.num_layers: expected SECTION.FIELD=VALUE"),
         ("model.num_layers=1.5", "model.num_layers: got '1.5', expected int"),
         ("model.num_layers=many", "model.num_layers: got 'many', expected int"),
         ("model.num_layers=True", "model.num_layers: got 'True', expected int"),
         ("model.num_layers=0", "model.num_layers: got 0, expected more than 0"),
-        ("mesh.sequence_parallel=1", "mesh.sequence_parallel: got '1', expected bool"),
+        (
+            "execution.mesh.sequence_parallel=1",
+            "execution.mesh.sequence_parallel: got '1', expected bool",
+        ),
         ("optimizer.peak_lr=nan", "optimizer.peak_lr: got 'nan', expected float"),
         ("optimizer.weight_decay=-1", "optimizer.weight_decay: got -1.0, expected 0 or more"),
         ("data.mixture=('c4', 1.0)", "data.mixture: got \"('c4', 1.0)\", expected tuple"),
@@ -80,17 +87,26 @@ def test_set_is_typed():
         ("model.num_heads=5", "model.num_heads: got 5, expected a divisor of model.embed_dim="),
         ("model.num_kv_heads=3", "model.num_kv_heads: got 3, expected a divisor of model.num_head"),
         ("model.embed_dim=4", "expected an even head_dim"),
-        ("model.remat=none_of_it", "model.remat: got 'none_of_it', expected one of nothing,"),
+        (
+            "execution.remat=none_of_it",
+            "execution.remat: got 'none_of_it', expected one of nothing,",
+        ),
         ("model.compute_dtype=float8", "expected one of bfloat16, float32"),
-        ("run.micro_batches=3", "data.batch_size: got 8, expected a multiple of mesh.replica"),
-        ("mesh.fsdp=16", "data.batch_size: got 8, expected a multiple of mesh.replica"),
-        ("mesh.tensor=3", "model.num_kv_heads: got 4, expected a multiple of mesh.tensor=3"),
+        (
+            "execution.micro_batches=3",
+            "data.batch_size: got 8, expected a multiple of execution.mesh",
+        ),
+        ("execution.mesh.fsdp=16", "data.batch_size: got 8, expected a multiple of execution.mesh"),
+        (
+            "execution.mesh.tensor=3",
+            "model.num_kv_heads: got 4, expected a multiple of execution.mesh.tensor=3",
+        ),
         ("optimizer.warmup_steps=100000", "expected less than run.num_steps="),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(override, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
-        config.load(QUICKSTART, [override])
+        load(QUICKSTART, [override])
     assert "\n" not in str(e.value)
 
 
@@ -105,17 +121,17 @@ def test_what_cannot_be_is_refused_in_a_line(override, message):
 def test_a_file_that_is_no_experiment(tmp_path, text, message):
     (tmp_path / "e.py").write_text(text)
     with pytest.raises(UserError, match=re.escape(message)):
-        config.load(str(tmp_path / "e.py"))
+        load(str(tmp_path / "e.py"))
     with pytest.raises(UserError, match="no file"):
-        config.load(str(tmp_path / "missing.py"))
+        load(str(tmp_path / "missing.py"))
 
 
 def test_differences_name_the_fields():
-    old = config.load(QUICKSTART)
-    new = config.override(config.override(old, "optimizer.peak_lr=1e-5"), "run.seed=3")
-    assert config.differences(old, old) == []
+    old = load(QUICKSTART)
+    new = override(override(old, "optimizer.peak_lr=1e-5"), "run.seed=3")
+    assert differences(old, old) == []
     rate = old.optimizer.peak_lr
-    assert config.differences(old, new) == [
+    assert differences(old, new) == [
         f"optimizer.peak_lr: {rate} -> 1e-05",
         "run.seed: 0 -> 3",
     ]
@@ -139,3 +155,91 @@ def test_remat_policies_name_what_the_model_names():
     for remat in config.REMAT_POLICIES.values():
         for name in remat.save + remat.offload:
             assert f'"{name}"' in sources, name
+
+
+def changed(*changes: str) -> Experiment:
+    return load(QUICKSTART, changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "execution.mesh.fsdp=8",
+        "execution.micro_batches=2",
+        "execution.remat=linear",
+        "execution.attention=splash",
+        "execution.compiler_options=(('flag', 'true', 'a reason'),)",
+        "execution.slice=v5p:4x4x4",
+        "upkeep.keep_last=4",
+        "upkeep.eval_every=7",
+        "upkeep.wandb_project=mine",
+    ],
+)
+def test_how_and_what_is_kept_are_not_what_is_computed(change):
+    assert changed(change) != changed()
+    assert identity(changed(change)) == identity(changed())
+    assert differences(changed(), changed(change)) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.norm_eps=1e-5",
+        "data.seed=1",
+        "data.batch_size=16",
+        "optimizer.peak_lr=1e-4",
+        "run.num_steps=751",
+        "run.gradient_dtype=bfloat16",
+        "run.seed=1",
+    ],
+)
+def test_what_a_result_depends_on_is_its_identity(change):
+    assert identity(changed(change)) != identity(changed())
+    assert len(differences(changed(), changed(change))) == 1
+
+
+def test_a_run_moves_between_the_slices_of_its_file_and_to_no_other():
+    path = QUICKSTART.replace("quickstart", "llama_7b")
+    default, v5p = load(path), load(path, slice_name="v5p:4x4x4")
+    assert (default.execution.slice, v5p.execution.slice) == ("v4:4x4x4", "v5p:4x4x4")
+    assert default.execution.micro_batches == 8 and v5p.execution.micro_batches == 4
+    assert identity(default) == identity(v5p)
+    message = (
+        "names no slice 'v6e:16x16'; it has v4:4x4x4, v5e:8x8, v5p:4x4x4, v6e:8x8; "
+        f"llama-jax plan {path} --search --slice v6e:16x16 finds a layout for another"
+    )
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(path, slice_name="v6e:16x16")
+    # A file that names no slice goes on any.
+    assert load(QUICKSTART, slice_name="v5e:2x2").execution.slice == "v5e:2x2"
+
+
+@pytest.mark.parametrize(
+    "schema, message",
+    [
+        (
+            99,
+            "run/config.json: written by a newer llama_jax, in schema 99; this one reads schema 1",
+        ),
+        (None, "run/config.json: has schema None, expected 1"),
+        ("1", "run/config.json: has schema '1', expected 1"),
+    ],
+)
+def test_another_schema_is_named(schema, message):
+    written = json.loads(to_json(changed())) | {"schema": schema}
+    with pytest.raises(UserError, match=re.escape(message)):
+        from_json(json.dumps(written), "run/config.json")
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("execution.mesh=8", "execution.mesh: expected one of its fields, execution.mesh.FIELD"),
+        ("execution.mesh.fspd=8", "execution.mesh.fspd: no such field; execution.mesh has replica"),
+        ("run.seed.x=8", "run.seed.x: no such field; run.seed has no fields"),
+    ],
+)
+def test_fields_within_fields(override, message):
+    assert changed("execution.mesh.fsdp=8").execution.mesh.fsdp == 8
+    with pytest.raises(UserError, match=re.escape(message)):
+        changed(override)

@@ -40,7 +40,9 @@ def data_sharding(spec=ROWS, devices=None) -> NamedSharding:
 
 
 def take(data: DataConfig, steps: range, micro_batches: int = 1) -> list[dict[str, np.ndarray]]:
-    stream = batches.train_batches(data, micro_batches, data_sharding(), steps.start)
+    stream = batches.train_batches(
+        data, micro_batches, data_sharding(), itertools.count(steps.start)
+    )
     taken = [jax.tree.map(np.asarray, next(stream)) for _ in steps]
     stream.close()
     return taken
@@ -137,7 +139,7 @@ def test_micro_batches_are_the_same_rows(made_up):
 
 
 def test_batches_are_int32_arrays_in_the_callers_sharding(made_up):
-    stream = batches.train_batches(made_up, 2, data_sharding(), 0)
+    stream = batches.train_batches(made_up, 2, data_sharding(), itertools.count())
     batch = next(stream)
     stream.close()
     assert set(batch) == {"tokens", "targets", "segments", "positions"}
@@ -274,7 +276,7 @@ def test_validation_rows_come_in_order_and_the_last_batch_is_padded(made_up):
 
 def test_reading_thread_ends_with_the_iterator(made_up):
     before = threading.active_count()
-    stream = batches.train_batches(made_up, 1, data_sharding(), 0)
+    stream = batches.train_batches(made_up, 1, data_sharding(), itertools.count())
     next(stream)
     assert threading.active_count() > before
     stream.close()
@@ -284,8 +286,10 @@ def test_reading_thread_ends_with_the_iterator(made_up):
 def test_too_long_a_seq_len_is_refused(made_up):
     long = dataclasses.replace(made_up, seq_len=900)
     with pytest.raises(UserError, match=r"data.seq_len: got 900, but source short holds 900 train"):
-        batches.train_batches(long, 1, data_sharding(), 0)
-    batches.train_batches(dataclasses.replace(made_up, seq_len=899), 1, data_sharding(), 0)
+        batches.train_batches(long, 1, data_sharding(), itertools.count())
+    batches.train_batches(
+        dataclasses.replace(made_up, seq_len=899), 1, data_sharding(), itertools.count()
+    )
 
 
 def test_training_needs_no_tensorflow():
@@ -319,7 +323,7 @@ DAMAGES = {
 def test_damage_is_an_error_that_names_source_and_file(made_up, damage):
     DAMAGES[damage](Path(made_up.store) / "long/train-00001/c/0")
     with pytest.raises(UserError, match=r"(?s)source long .*long/train-00001/"):
-        stream = batches.train_batches(made_up, 1, data_sharding(), 0)
+        stream = batches.train_batches(made_up, 1, data_sharding(), itertools.count())
         for _ in range(100):
             next(stream)
 
@@ -617,7 +621,8 @@ fields = json.loads(fields)
 data = DataConfig(**fields | {"mixture": tuple(map(tuple, fields["mixture"]))})
 axes = (AxisType.Explicit,) * 2
 mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=axes)
-stream = batches.train_batches(data, 2, NamedSharding(mesh, P(None, "fsdp", None)), 2)
+sharding = NamedSharding(mesh, P(None, "fsdp", None))
+stream = batches.train_batches(data, 2, sharding, itertools.count(2))
 parts = {}
 for step in range(3):
     batch = next(stream)

@@ -10,11 +10,11 @@ from flax import nnx
 
 from llama_jax.attention import new_cache
 from llama_jax.config import LLAMA_65B, MeshConfig, ModelConfig
-from llama_jax.decoder import lay_out, mesh_for
-from llama_jax.evaluation.int8 import perplexity
-from llama_jax.int8 import quantize
+from llama_jax.evaluation.decoder_perplexity import perplexity
+from llama_jax.generation.decoder import mesh_for, to_decode_layout
+from llama_jax.generation.int8 import quantize
+from llama_jax.generation.sampling import prefill
 from llama_jax.model import Llama
-from llama_jax.sample import prefill
 from llama_jax.sharding import activation_spec, make_mesh
 
 GQA = ModelConfig(
@@ -51,7 +51,7 @@ def test_decoding_over_a_cache_equals_the_whole_pass(mesh, tied):
         model = jax.jit(lambda: Llama(cfg, nnx.Rngs(0)))()
         rows_split = jax.NamedSharding(jax.sharding.get_mesh(), activation_spec("B"))
         expected_BTV = whole_pass(model, FIRST)
-        decoder, start = lay_out(model), 0
+        decoder, start = to_decode_layout(model), 0
         caches = [new_cache(cfg, 4, 40) for _ in decoder.layers]
         for length in (20, 5, 5, 1, 1):
             block = TOKENS[:, start : start + length], FIRST
@@ -63,8 +63,10 @@ def test_decoding_over_a_cache_equals_the_whole_pass(mesh, tied):
 
 def test_in_bf16_it_is_near_to_fp32(one_device):
     model = Llama(GQA, nnx.Rngs(0))
-    ours = lay_out(with_fields(model, compute_dtype="bfloat16"))
-    assert perplexity(ours, TOKENS) == pytest.approx(perplexity(lay_out(model), TOKENS), rel=0.03)
+    ours = to_decode_layout(with_fields(model, compute_dtype="bfloat16"))
+    assert perplexity(ours, TOKENS) == pytest.approx(
+        perplexity(to_decode_layout(model), TOKENS), rel=0.03
+    )
 
 
 def with_fields(model: Llama, **fields) -> Llama:
@@ -78,7 +80,9 @@ def test_perplexity_is_that_of_the_whole_pass(one_device):
     logits = whole_pass(model, np.zeros(4, np.int32))[:, :-1].astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     of_next = np.take_along_axis(log_probs, TOKENS[:, 1:, None], axis=-1)
-    assert perplexity(lay_out(model), TOKENS) == pytest.approx(np.exp(-of_next.mean()), rel=1e-5)
+    assert perplexity(to_decode_layout(model), TOKENS) == pytest.approx(
+        np.exp(-of_next.mean()), rel=1e-5
+    )
 
 
 def test_int8_rounds_to_the_nearest_of_255_steps_of_each_output():
@@ -95,8 +99,8 @@ def test_int8_decodes_what_the_rounded_matrices_say(mesh):
     """Against a model whose parameters were rounded by numpy, and unlike the exact one."""
     with jax.set_mesh(make_mesh(mesh, jax.devices()[: mesh.fsdp * mesh.tensor])):
         model = jax.jit(lambda: Llama(GQA, nnx.Rngs(0)))()
-        in_int8 = perplexity(lay_out(model, int8=True), TOKENS)
-        exact = perplexity(lay_out(model), TOKENS)
+        in_int8 = perplexity(to_decode_layout(model, int8=True), TOKENS)
+        exact = perplexity(to_decode_layout(model), TOKENS)
         rounded = nnx.clone(model)
         for part, names in (
             (rounded.layers.attn, ("wq_DGRK", "wk_DGK", "wv_DGK", "wo_GRKD")),
@@ -111,7 +115,7 @@ def test_int8_decodes_what_the_rounded_matrices_say(mesh):
                 axes = tuple(dims.index(letter) for letter in summed)
                 step = np.abs(w).max(axis=axes, keepdims=True) / 127
                 param[...] = jax.device_put(np.round(w / step) * step, param[...].sharding)
-        assert in_int8 == pytest.approx(perplexity(lay_out(rounded), TOKENS), rel=1e-4)
+        assert in_int8 == pytest.approx(perplexity(to_decode_layout(rounded), TOKENS), rel=1e-4)
         assert abs(in_int8 / exact - 1) > 1e-3
 
 

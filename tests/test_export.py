@@ -34,11 +34,13 @@ from exports import (
 )
 from gguf import GGUFWriter
 
-from llama_jax import checkpoint, cli, config
+from llama_jax import cli
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.data import documents, tokenizer
+from llama_jax.experiment import load, override, to_json
 from llama_jax.formats import exporter, gguf, hf, proof, readers, vocabulary, weights
 from llama_jax.formats.weights import Checkpoint
+from llama_jax.run import checkpoint
 
 # <s> in a text is a text to SentencePiece, and a token to transformers.
 TEXTS = [text for text in tokenizer.MUST_SURVIVE if "<s>" not in text]
@@ -134,7 +136,7 @@ def test_an_export_says_what_it_is(runs, tmp_path, capsys):
     assert manifest["sha256"].keys() == files - {"export.json"}
     assert manifest["sha256"][shards[1]] == sha256(tmp_path / "hf" / shards[1])
     experiment = experiment_of(runs / "gqa")
-    text = config.to_json(experiment).encode()
+    text = to_json(experiment).encode()
     assert manifest["experiment_sha256"] == hashlib.sha256(text).hexdigest()
     assert (manifest["format"], manifest["type"], manifest["step"]) == ("hf", "bf16", 0)
     verification = manifest["verification"]
@@ -564,7 +566,7 @@ def test_other_tokenizers_give_sentencepiece_s_ids(path):
 
 
 def corpus_texts() -> list[str]:
-    data = config.load(str(ROOT / "experiments/quickstart.py")).data
+    data = load(str(ROOT / "experiments/quickstart.py")).data
     return [
         text[:2000]
         for source, _ in data.mixture
@@ -597,9 +599,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(runs, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     with pytest.raises(UserError, match="--out: .*here is there already"):
         export(runs / "gqa", tmp_path / "here", "hf")
-    experiment = config.override(
-        open_checkpoint(runs / "gqa").experiment, "data.tokenizer=no.model"
-    )
+    experiment = override(open_checkpoint(runs / "gqa").experiment, "data.tokenizer=no.model")
     with pytest.raises(UserError, match="data.tokenizer: no file no.model"):
         Checkpoint(epath.Path(runs / "gqa"), 0, experiment)
     unigram = vocabulary.parse(MODELS[0].read_bytes())

@@ -65,17 +65,18 @@ def test_model_flops_are_executed_flops_without_recomputation_and_masked_scores(
     from llama_jax.config import MeshConfig
     from llama_jax.model import Llama
     from llama_jax.sharding import make_mesh
-    from llama_jax.step import loss_sum
+    from llama_jax.step import next_token_loss
 
-    cfg = dataclasses.replace(
-        config.LLAMA_15M, remat="everything", compute_dtype="float32", vocab_size=1024
-    )
+    cfg = dataclasses.replace(config.LLAMA_15M, compute_dtype="float32", vocab_size=1024)
+    execution = config.Execution(remat="everything")
     B, T = 2, 512
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         model = jax.eval_shape(lambda: Llama(cfg, nnx.Rngs(0)))
         keys = ("tokens", "targets", "segments", "positions")
         batch = {k: jax.ShapeDtypeStruct((B, T), jnp.int32) for k in keys}
-        jaxpr = jax.make_jaxpr(jax.grad(loss_sum, has_aux=True))(model, batch).jaxpr
+        jaxpr = jax.make_jaxpr(jax.grad(next_token_loss(execution), has_aux=True))(
+            model, None, batch
+        ).jaxpr
     attention = 6 * cfg.num_layers * T * cfg.embed_dim
     rotary = 2 * 2 * cfg.num_layers * 2 * cfg.embed_dim * cfg.head_dim
     expected = B * T * (model_flops_per_token(cfg, T) + attention * (2 * 5 / 8 - 1) + rotary)

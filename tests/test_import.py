@@ -27,12 +27,13 @@ from exports import (
     main,
 )
 
-from llama_jax import checkpoint, config
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.data.tokenizer import EMBEDDED, MUST_SURVIVE
+from llama_jax.experiment import load
 from llama_jax.formats import hf, meta, vocabulary
 from llama_jax.formats.importer import import_model
 from llama_jax.formats.weights import parameter_shapes, shapes
+from llama_jax.run import checkpoint
 
 
 def parameters(workdir: Path) -> dict[str, int]:
@@ -251,7 +252,7 @@ def test_an_import_holds_one_copy_of_a_large_embedding(tmp_path, monkeypatch):
 
 def test_an_import_cut_short_is_no_checkpoint_and_one_without_fingerprints_is_damaged(tmp_path):
     workdir, cfg = epath.Path(tmp_path), ModelConfig(num_layers=1, embed_dim=8, num_heads=2)
-    experiment = config.load(str(ROOT / "experiments/quickstart.py"))
+    experiment = load(str(ROOT / "experiments/quickstart.py"))
     experiment = dataclasses.replace(experiment, model=cfg)
     for array in checkpoint.create(workdir, experiment, parameter_shapes(cfg)).values():
         array.write(0).result()

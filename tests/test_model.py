@@ -16,10 +16,10 @@ from sentencepiece import SentencePieceProcessor
 
 from llama_jax import config
 from llama_jax.config import MeshConfig, ModelConfig
-from llama_jax.decoder import lay_out
 from llama_jax.flops import num_params
+from llama_jax.generation.decoder import to_decode_layout
+from llama_jax.generation.sampling import Sampling, generate, nucleus
 from llama_jax.model import Llama, RMSNorm
-from llama_jax.sample import Sampling, generate, nucleus
 from llama_jax.sharding import make_mesh
 
 WEIGHTS = Path(__file__).parents[2] / "shared/data/weights"
@@ -223,7 +223,7 @@ def test_trained_weights_give_their_published_logits(stories):
 
 def continue_greedily(model: Llama, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
     sampling = Sampling(temperature=0.0)
-    (*_, continuations) = generate(lay_out(model), prompts, max_tokens, sampling)
+    (*_, continuations) = generate(to_decode_layout(model), prompts, max_tokens, sampling)
     return continuations
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_jax import config
 from llama_jax.config import UserError
+from llama_jax.experiment import load
 from llama_jax.plan import arithmetic, figures, program, report, search, slices
 from llama_jax.plan.program import OutOfMemory
 from llama_jax.plan.slices import GIB
@@ -26,16 +26,16 @@ TINY = [
     "model.embed_dim=128",
     "model.num_heads=1",
     "model.vocab_size=256",
-    "model.attention=splash",
-    "model.remat=qkv",
+    "execution.attention=splash",
+    "execution.remat=qkv",
     "data.seq_len=256",
     "data.batch_size=8",
-    "run.micro_batches=1",
-    "run.compiler_options=()",
-    "mesh.replica=1",
-    "mesh.fsdp=4",
-    "mesh.tensor=1",
-    "mesh.sequence_parallel=false",
+    "execution.micro_batches=1",
+    "execution.compiler_options=()",
+    "execution.mesh.replica=1",
+    "execution.mesh.fsdp=4",
+    "execution.mesh.tensor=1",
+    "execution.mesh.sequence_parallel=false",
 ]
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -65,7 +65,7 @@ def plan(*args: str, set: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
 
 
 def test_gpus_are_planned_by_arithmetic_and_say_so():
-    done = plan("--slice", "h100:4", "--price", "2", set=("model.attention=cudnn",))
+    done = plan("--slice", "h100:4", "--price", "2", set=("execution.attention=cudnn",))
     assert done.returncode == 0, done.stderr
     assert "by arithmetic, nothing compiled" in done.stdout
     assert "no calibration for h100" in done.stdout
@@ -73,7 +73,7 @@ def test_gpus_are_planned_by_arithmetic_and_say_so():
 
 
 def test_gpus_that_are_too_small_are_told_what_fits():
-    large = ("model.attention=cudnn", "model.num_layers=32", "model.embed_dim=4096")
+    large = ("execution.attention=cudnn", "model.num_layers=32", "model.embed_dim=4096")
     large += ("data.batch_size=512", "data.seq_len=2048")
     done = plan("--slice", "h100:4", set=large)
     assert done.returncode == 1 and "DOES NOT FIT by" in done.stdout, done.stderr
@@ -84,13 +84,16 @@ def test_gpus_that_are_too_small_are_told_what_fits():
 
 
 def test_a_kernel_of_tpus_is_refused_on_gpus():
-    message = "splash runs on TPUs, not on h100:4; --set model.attention=cudnn"
+    message = "splash runs on TPUs, not on h100:4; --set execution.attention=cudnn"
     with pytest.raises(UserError, match=message):
         tiny(slice=slices.parse("h100:4"))
 
 
 def test_arithmetic_counts_parameters_exactly():
-    e = config.load(EXPERIMENT, ["mesh.fsdp=64", "mesh.replica=1", "mesh.tensor=1"])
+    e = load(
+        EXPERIMENT,
+        ["execution.mesh.fsdp=64", "execution.mesh.replica=1", "execution.mesh.tensor=1"],
+    )
     figures = arithmetic.work_out(e, slices.parse("v5e:8x8"))
     norms = 65 * 4096
     assert figures.weights_bytes == 4 * ((6_738_415_616 - norms) // 64 + norms)
@@ -99,9 +102,14 @@ def test_arithmetic_counts_parameters_exactly():
 
 def test_moves_to_the_host_take_time_and_room():
     pod = slices.parse("v5e:8x8")
-    set = ["model.remat=offload", "mesh.fsdp=64", "mesh.replica=1", "mesh.tensor=1"]
+    set = [
+        "execution.remat=offload",
+        "execution.mesh.fsdp=64",
+        "execution.mesh.replica=1",
+        "execution.mesh.tensor=1",
+    ]
     few, many = (
-        arithmetic.work_out(config.load(EXPERIMENT, [*set, f"run.micro_batches={n}"]), pod)
+        arithmetic.work_out(load(EXPERIMENT, [*set, f"execution.micro_batches={n}"]), pod)
         for n in (1, 8)
     )
     assert few.offloaded_bytes == 8 * many.offloaded_bytes > 80e9
@@ -113,10 +121,16 @@ def test_moves_to_the_host_take_time_and_room():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["mesh.fsdp=2"], r"= 1 \* 2 \* 1 = 2, but v5e:2x2 has 4 devices; .* is --set mesh.fsdp=4"),
-        (["mesh.fsdp=3"], "expected a multiple of mesh.fsdp=3; the nearest that works is --set"),
-        (["run.micro_batches=3"], "nearest that works is --set run.micro_batches=2"),
-        (["model.attention=cudnn"], "cudnn runs on NVIDIA GPUs, not on v5e:2x2; --set model"),
+        (
+            ["execution.mesh.fsdp=2"],
+            r"= 1 \* 2 \* 1 = 2, but v5e:2x2 has 4 devices; .* is --set execution.mesh.fsdp=4",
+        ),
+        (
+            ["execution.mesh.fsdp=3"],
+            "expected a multiple of execution.mesh.fsdp=3; the nearest that works is --set",
+        ),
+        (["execution.micro_batches=3"], "nearest that works is --set execution.micro_batches=2"),
+        (["execution.attention=cudnn"], "cudnn runs on NVIDIA GPUs, not on v5e:2x2; --set model"),
     ],
 )
 def test_a_placement_that_cannot_be_is_refused_with_one_that_can(changes, message):
@@ -126,7 +140,7 @@ def test_a_placement_that_cannot_be_is_refused_with_one_that_can(changes, messag
 
 
 def test_slices_that_are_missing_or_unknown_are_named():
-    done = plan("--set", "mesh.slice=none")
+    done = plan("--set", "execution.slice=none")
     assert (done.returncode, done.stdout) == (2, "")
     assert "names no slice in mesh.slice; give one, e.g. --slice v5e:8x8" in done.stderr
     done = plan("--slice", "v9:2x2")
@@ -190,7 +204,7 @@ def test_the_peak_is_of_the_device_where_the_host_holds_more(peak, expected):
 def test_the_cache_knows_what_a_program_is_made_of():
     path = program._path(tiny(), SLICE)
     assert path == program._path(tiny("optimizer.peak_lr=1", "data.seed=3"), SLICE)
-    assert path != program._path(tiny("model.remat=nothing"), SLICE)
+    assert path != program._path(tiny("execution.remat=nothing"), SLICE)
     assert path != program._path(tiny(), slices.parse("v6e:2x2"))
 
 
@@ -264,7 +278,7 @@ def test_a_figure_is_drawn(compiled, tmp_path, suffix):
 @needs_libtpu
 @pytest.mark.slow
 def test_what_does_not_fit_comes_with_what_does():
-    large = ("data.batch_size=8192", "data.seq_len=1024", "model.remat=everything")
+    large = ("data.batch_size=8192", "data.seq_len=1024", "execution.remat=everything")
     large = (*large, "run.gradient_dtype=bfloat16")
     done = plan("--slice", SLICE.name, set=large)
     assert done.returncode == 1, done.stderr
@@ -286,7 +300,7 @@ def test_what_does_not_fit_comes_with_what_does():
 def test_a_search_writes_an_experiment_that_fits(tmp_path):
     out = tmp_path / "best.py"
     args = ("--search", "--slice", SLICE.name, "--compiles", "1", "--jobs", "1", "--out", str(out))
-    fixed = [t for t in TINY if not t.startswith(("model.remat", "mesh"))]
+    fixed = [t for t in TINY if not t.startswith(("execution.remat", "mesh"))]
     sets = [word for text in fixed for word in ("--set", text)]
     command = [sys.executable, "-m", "llama_jax", "plan", EXPERIMENT, *sets, *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -295,7 +309,7 @@ def test_a_search_writes_an_experiment_that_fits(tmp_path):
     assert done.stdout.splitlines()[1].startswith("v5e:2x2  4 ")
     doc = ast.get_docstring(ast.parse(out.read_text()))
     assert doc and "FITS with" in doc and f"llama-jax train {out}" in doc
-    assert config.load(str(out)).mesh.slice == SLICE.name
+    assert load(str(out)).mesh.slice == SLICE.name
     command = [sys.executable, "-m", "llama_jax", "plan", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=os.environ)
     assert done.returncode == 0 and "compiling" not in done.stderr

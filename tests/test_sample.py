@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from llama_jax.config import MeshConfig, ModelConfig, UserError
-from llama_jax.decoder import lay_out
+from llama_jax.generation.decoder import to_decode_layout
+from llama_jax.generation.sampling import CHUNK, PREFILL, Sampling, choose, generate
 from llama_jax.model import Llama
-from llama_jax.sample import CHUNK, PREFILL, Sampling, choose, generate
 from llama_jax.sharding import make_mesh
 
 CFG = ModelConfig(
@@ -37,7 +37,7 @@ MESH = MeshConfig(replica=2, fsdp=2, tensor=2)
 def decoder_on(mesh_cfg: MeshConfig):
     mesh = make_mesh(mesh_cfg, jax.devices()[: 8 if mesh_cfg == MESH else 1])
     with jax.set_mesh(mesh):
-        return mesh, lay_out(jax.jit(lambda: Llama(CFG, nnx.Rngs(3)))())
+        return mesh, to_decode_layout(jax.jit(lambda: Llama(CFG, nnx.Rngs(3)))())
 
 
 def draw(mesh_cfg=ONE_DEVICE, prompts=PROMPTS, sampling=GREEDY, **ends):

@@ -16,10 +16,10 @@ import pytest
 from etils import epath
 
 from llama_jax import cli
-from llama_jax.checkpoint import read_meta, steps
 from llama_jax.config import Experiment, UserError
 from llama_jax.flops import num_params
-from llama_jax.metrics import read_metrics
+from llama_jax.run.checkpoint import read_meta, steps
+from llama_jax.run.metrics import read_metrics
 from llama_jax.scaling import board, claims, sweep
 from llama_jax.scaling.decision import LLAMA
 from llama_jax.scaling.points import Columns, read
@@ -35,9 +35,8 @@ def get_sweep():
                               compute_dtype="float32"),
             data={data!r},
             optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=2),
-            mesh=MeshConfig(),
-            run=RunConfig(num_steps=steps, eval_every=steps // 2, eval_rows=2,
-                          checkpoint_every=steps // 4),
+            run=RunConfig(num_steps=steps),
+            upkeep=Upkeep(eval_every=steps // 2, eval_rows=2, checkpoint_every=steps // 4),
         )
         for dim, steps, vocab_size in {runs}
     }}

@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 from etils import epath
 
-from llama_jax import checkpoint, cli, config
+from llama_jax import cli
 from llama_jax.config import Experiment, MeshConfig, UserError
 from llama_jax.data import store
-from llama_jax.metrics import read_metrics
-from llama_jax.report import NonFiniteLoss
+from llama_jax.experiment import load, to_json
+from llama_jax.guards.monitor import NonFiniteLoss
+from llama_jax.run import checkpoint, fingerprint
+from llama_jax.run.metrics import read_metrics
+from llama_jax.run.workdir import steps
 from llama_jax.sharding import make_mesh
 from llama_jax.train import train
 
@@ -36,9 +39,8 @@ def get_experiment():
                           compute_dtype="float32"),
         data={data!r},
         optimizer=OptimizerConfig(peak_lr=3e-3, warmup_steps=2),
-        mesh=MeshConfig(),
-        run=RunConfig(num_steps={num_steps}, eval_every=6, eval_rows=8, checkpoint_every=3,
-                      keep_last=2, keep_every=6),
+        run=RunConfig(num_steps={num_steps}),
+        upkeep=Upkeep(eval_every=6, eval_rows=8, checkpoint_every=3, keep_last=2, keep_every=6),
     )
 """
 # One device, no TensorFlow: what a training process may load.
@@ -74,7 +76,7 @@ def experiment_file(tiny_data, tmp_path_factory) -> Path:
 @pytest.fixture
 def experiment(experiment_file) -> Experiment:
     """The same on the eight devices of this process."""
-    return config.load(str(experiment_file), ["mesh.fsdp=8"])
+    return load(str(experiment_file), ["execution.mesh.fsdp=8"])
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +108,7 @@ def test_a_run_writes_what_it_says(straight):
     assert {k for k in held_out[0] if "/" in k} == {
         f"validation_loss/{source}" for source in ("github", "books", "stackexchange")
     }
-    assert checkpoint.steps(epath.Path(workdir)) == [6, 9, 12]  # the last two, and every sixth
+    assert steps(epath.Path(workdir)) == [6, 9, 12]  # the last two, and every sixth
     assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
     for name in ("loss.png", "metrics.jsonl", "tensorboard", "checkpoints", "config.json"):
         assert str(workdir / name) in printed and (workdir / name).exists()
@@ -171,7 +173,7 @@ def test_killed_between_saves_and_resumed_is_bit_identical(straight, experiment_
         return path.exists() and '"step": 5' in path.read_text()
 
     kill_when(five_steps_done, "train", experiment_file, "--workdir", workdir)
-    assert NUM_STEPS not in checkpoint.steps(epath.Path(workdir))
+    assert NUM_STEPS not in steps(epath.Path(workdir))
     done = llama_jax("train", experiment_file, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     assert fingerprints(workdir) == fingerprints(straight[0])
@@ -190,7 +192,7 @@ def test_killed_during_a_save_and_resumed_is_bit_identical(straight, experiment_
         )
 
     kill_when(saving_step_6, "train", experiment_file, "--workdir", workdir)
-    assert checkpoint.steps(epath.Path(workdir)) == [3]
+    assert steps(epath.Path(workdir)) == [3]
     done = llama_jax("train", experiment_file, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     assert re.search(r"WARNING: checkpoint \S+/6\.\S+ was not finished; ignored", done.stderr)
@@ -233,24 +235,27 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     workdir = epath.Path(shutil.copytree(straight[0], tmp_path / "run"))
     damage(Path(workdir / "checkpoints/12"))
     digest = store.digest(experiment.data)
-    with jax.set_mesh(make_mesh(experiment.mesh, jax.devices())), caplog.at_level(logging.WARNING):
+    with (
+        jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices())),
+        caplog.at_level(logging.WARNING),
+    ):
         state = checkpoint.restore_newest(workdir, experiment, digest)
     assert state is not None and int(state.step) == 9
     assert "checkpoints/12 is damaged: " in caplog.text and "; skipped" in caplog.text
-    assert checkpoint.steps(workdir) == [6, 9]
+    assert steps(workdir) == [6, 9]
     assert (workdir / "damaged/12.0").exists()  # nothing is thrown away
 
 
 def test_when_all_are_damaged_nothing_starts_over(straight, experiment, tmp_path):
     workdir = epath.Path(shutil.copytree(straight[0], tmp_path / "run"))
-    for step in checkpoint.steps(workdir):
+    for step in steps(workdir):
         shutil.rmtree(workdir / f"checkpoints/{step}/model")
     with (
-        jax.set_mesh(make_mesh(experiment.mesh, jax.devices())),
+        jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices())),
         pytest.raises(UserError, match="none of the 3 checkpoints"),
     ):
         checkpoint.restore_newest(workdir, experiment, store.digest(experiment.data))
-    assert checkpoint.steps(workdir) == [6, 9, 12]
+    assert steps(workdir) == [6, 9, 12]
 
 
 def test_a_checkpoint_comes_back_on_another_mesh_and_goes_on(straight, experiment, tmp_path):
@@ -258,12 +263,11 @@ def test_a_checkpoint_comes_back_on_another_mesh_and_goes_on(straight, experimen
     workdir = epath.Path(shutil.copytree(straight[0], tmp_path / "run"))
     truncate(largest_file(Path(workdir / "checkpoints/12/model")))
     other = MeshConfig(replica=2, fsdp=2, tensor=2, sequence_parallel=True)
-    with pytest.raises(UserError, match="mesh.fsdp: 1 -> 2; mesh.tensor: 1 -> 2"):
-        train(dataclasses.replace(experiment, mesh=other), workdir, accept_changes=False)
-    train(dataclasses.replace(experiment, mesh=other), workdir, accept_changes=True)
+    on_eight = dataclasses.replace(experiment.execution, mesh=other)
+    train(dataclasses.replace(experiment, execution=on_eight), workdir, accept_changes=False)
     resumed, reference = losses(Path(workdir)), losses(straight[0])
     np.testing.assert_allclose(list(resumed.values()), list(reference.values()), rtol=1e-5)
-    assert checkpoint.steps(workdir) == [6, 9, 12]  # a new 12 in place of the damaged one
+    assert steps(workdir) == [6, 9, 12]  # a new 12 in place of the damaged one
     assert (workdir / "damaged/12.0").exists()
 
 
@@ -272,7 +276,7 @@ def test_the_fingerprint_sees_a_bit_and_a_swap_but_not_the_mesh(experiment):
     flipped, swapped = x.copy(), x.copy()
     flipped.view(np.int32)[3, 5] ^= 1
     swapped[:4], swapped[4:] = x[4:], x[:4]  # blocks, at a distance of a power of two
-    mesh = make_mesh(experiment.mesh, jax.devices())
+    mesh = make_mesh(experiment.execution.mesh, jax.devices())
     prints = []
     with jax.set_mesh(mesh):
         for value, spec in [
@@ -280,7 +284,7 @@ def test_the_fingerprint_sees_a_bit_and_a_swap_but_not_the_mesh(experiment):
             (swapped, jax.P()),
         ]:  # fmt: skip
             array = jax.device_put(value, jax.NamedSharding(mesh, spec))
-            prints.append(checkpoint._fingerprints({"x": array})["x"])
+            prints.append(fingerprint.fingerprints({"x": array})["x"])
     assert prints[0] == prints[1] == prints[2]
     assert len(set(prints)) == 3
 
@@ -288,7 +292,7 @@ def test_the_fingerprint_sees_a_bit_and_a_swap_but_not_the_mesh(experiment):
 def test_another_token_store_is_refused(straight, experiment, tmp_path):
     workdir = epath.Path(straight[0])
     with (
-        jax.set_mesh(make_mesh(experiment.mesh, jax.devices())),
+        jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices())),
         pytest.raises(UserError, match="data.store: .* has digest 000000000000, but checkpoint 12"),
     ):
         checkpoint.restore_newest(workdir, experiment, "0" * 64)
@@ -308,7 +312,7 @@ def test_a_non_finite_loss_names_step_and_rows_and_keeps_the_last_good(experimen
     assert re.match(r"row 0: \w+ window \d+, tokens \d+\.\.\d+", rows[0]) and rows[0] in str(
         e.value
     )
-    saved = checkpoint.steps(workdir)
+    saved = steps(workdir)
     assert all(s < step for s in saved)
     assert all(np.isfinite(loss) for loss in losses(Path(workdir)).values())
 
@@ -397,7 +401,7 @@ def test_what_cannot_be_done_is_said_in_a_line(
         return fails(capsys, monkeypatch, *args)
 
     new = ("--workdir", tmp_path / "new")
-    devices = ("--set", "mesh.fsdp=8")
+    devices = ("--set", "execution.mesh.fsdp=8")
     assert "no such field" in refused("train", experiment_file, *new, "--set", "run.steps=3")
     assert "no file" in refused("show", tmp_path / "missing.py")
     (tmp_path / "file").write_text("")
@@ -406,15 +410,21 @@ def test_what_cannot_be_done_is_said_in_a_line(
     line = refused("train", experiment_file, *devices, *new, "--set", "data.seq_len=1000000")
     assert "data.seq_len: got 1000000, but source github holds" in line
     line = refused(
-        "train", experiment_file, *new, "--set", "mesh.replica=3", "--set", "data.batch_size=6"
+        "train",
+        experiment_file,
+        *new,
+        "--set",
+        "execution.mesh.replica=3",
+        "--set",
+        "data.batch_size=6",
     )
     assert "= 3, but there are 8 devices" in line
-    line = refused("train", experiment_file, *devices, *new, "--set", "model.attention=splash")
-    assert "model.attention: 'splash' needs a tpu, but the devices are cpu" in line
+    line = refused("train", experiment_file, *devices, *new, "--set", "execution.attention=splash")
+    assert "execution.attention: 'splash' needs a tpu, but the devices are cpu" in line
     line = refused("train", experiment_file, *devices, *new, "--set", "model.vocab_size=256")
     assert "model.vocab_size: got 256, but the token store's tokenizer has 512 pieces" in line
     line = refused("train", experiment_file, *devices, "--workdir", straight[0])
-    assert "was begun with another experiment: mesh.fsdp: 1 -> 8" in line
+    assert "was begun with another experiment: execution.mesh.fsdp: 1 -> 8" in line
     assert "no checkpoint in" in refused("evaluate", tmp_path / "nothing")
     damaged = shutil.copytree(straight[0], tmp_path / "damaged")
     shutil.rmtree(damaged / "checkpoints/12/model")
@@ -447,7 +457,7 @@ def test_show_resolves_an_experiment(monkeypatch, capsys):
         "3.000e-04",
     ):
         assert figure in printed
-    assert json.loads(config.to_json(config.load(str(path))))["model"]["num_layers"] == 32
+    assert json.loads(to_json(load(str(path))))["model"]["num_layers"] == 32
 
 
 # A pod
@@ -458,7 +468,14 @@ def test_a_pod_of_two_processes_trains_as_one(straight, experiment_file, tmp_pat
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    args = ("train", experiment_file, "--workdir", tmp_path / "run", "--set", "mesh.fsdp=2")
+    args = (
+        "train",
+        experiment_file,
+        "--workdir",
+        tmp_path / "run",
+        "--set",
+        "execution.mesh.fsdp=2",
+    )
     pod = [
         subprocess.Popen(
             command(*args, "--multihost", f"{address},2,{index}"),
@@ -475,4 +492,4 @@ def test_a_pod_of_two_processes_trains_as_one(straight, experiment_file, tmp_pat
     np.testing.assert_allclose(
         list(losses(tmp_path / "run").values()), list(losses(straight[0]).values()), rtol=1e-5
     )
-    assert checkpoint.steps(epath.Path(tmp_path / "run")) == [6, 9, 12]
+    assert steps(epath.Path(tmp_path / "run")) == [6, 9, 12]

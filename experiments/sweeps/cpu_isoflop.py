@@ -12,10 +12,10 @@ llama-jax fit runs/cpu_isoflop/results.csv
 from llama_jax.config import (
     DataConfig,
     Experiment,
-    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
+    Upkeep,
 )
 from llama_jax.scaling.design import matched, tokens_for
 
@@ -55,10 +55,8 @@ def base(width: int) -> Experiment:
         model=model(1, width),
         data=DataConfig(mixture=MIXTURE, store="runs/store/quickstart", seq_len=256, batch_size=2),
         optimizer=OptimizerConfig(peak_lr=6e-3 * (48 / width) ** 0.5),
-        mesh=MeshConfig(),
-        run=RunConfig(
-            num_steps=1000, eval_every=1000, eval_rows=32, checkpoint_every=1000, keep_last=1
-        ),
+        run=RunConfig(num_steps=1000),
+        upkeep=Upkeep(eval_every=1000, eval_rows=32, checkpoint_every=1000, keep_last=1),
     )
 
 

@@ -8,11 +8,13 @@ llama-jax sweep experiments/sweeps/isoflop.py --workdir gs://BUCKET/isoflop --sh
 
 from llama_jax.config import (
     DataConfig,
+    Execution,
     Experiment,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
+    Upkeep,
 )
 from llama_jax.flops import num_params
 from llama_jax.scaling.design import LADDER, matched, tokens_for
@@ -29,8 +31,9 @@ BASE = Experiment(
         batch_size=256,  # rows: 0.5M tokens
     ),
     optimizer=OptimizerConfig(peak_lr=2e-4),  # theirs; 1.25e-4 for their largest
-    mesh=MeshConfig(fsdp=16, slice="v5p:2x2x4"),
-    run=RunConfig(num_steps=10_000, eval_every=1_000, eval_rows=512, checkpoint_every=1_000),
+    run=RunConfig(num_steps=10_000),
+    execution=Execution(slice="v5p:2x2x4", mesh=MeshConfig(fsdp=16)),
+    upkeep=Upkeep(eval_every=1_000, eval_rows=512, checkpoint_every=1_000),
 )
 
 

@@ -15,10 +15,12 @@ from llama_jax.config import (
     LLAMA_33B,
     LLAMA_65B,
     DataConfig,
+    Execution,
     Experiment,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
+    Upkeep,
 )
 from llama_jax.flops import num_params
 from llama_jax.scaling.design import matched
@@ -44,8 +46,9 @@ BASE = Experiment(
         batch_size=256,  # rows: 0.5M tokens
     ),
     optimizer=OptimizerConfig(peak_lr=3e-4),
-    mesh=MeshConfig(fsdp=16, slice="v5p:2x2x4"),
-    run=RunConfig(num_steps=10_000, eval_every=1_000, eval_rows=512, checkpoint_every=1_000),
+    run=RunConfig(num_steps=10_000),
+    execution=Execution(slice="v5p:2x2x4", mesh=MeshConfig(fsdp=16)),
+    upkeep=Upkeep(eval_every=1_000, eval_rows=512, checkpoint_every=1_000),
 )
 
 

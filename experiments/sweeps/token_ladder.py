@@ -9,11 +9,13 @@ llama-jax sweep experiments/sweeps/token_ladder.py --workdir gs://BUCKET/token_l
 
 from llama_jax.config import (
     DataConfig,
+    Execution,
     Experiment,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
+    Upkeep,
 )
 from llama_jax.flops import num_params
 from llama_jax.scaling.design import LADDER, matched
@@ -30,8 +32,9 @@ BASE = Experiment(
         batch_size=256,  # rows: 0.5M tokens
     ),
     optimizer=OptimizerConfig(peak_lr=2e-4),
-    mesh=MeshConfig(fsdp=16, slice="v5p:2x2x4"),
-    run=RunConfig(num_steps=10_000, eval_every=1_000, eval_rows=512, checkpoint_every=1_000),
+    run=RunConfig(num_steps=10_000),
+    execution=Execution(slice="v5p:2x2x4", mesh=MeshConfig(fsdp=16)),
+    upkeep=Upkeep(eval_every=1_000, eval_rows=512, checkpoint_every=1_000),
 )
 
 

@@ -2,7 +2,7 @@
 
 The text of a source is cut into windows of seq_len tokens. Each epoch of a source visits every
 window once, in an order of its own; the mixture interleaves the sources, and batch n is the rows
-from n * batch_size on. Grain keeps no state: the position in the data is the step.
+from n * batch_size on. Grain keeps no state: the position in the data is a number, see schedule.py.
 """
 
 import collections
@@ -33,7 +33,7 @@ class Windows:
     """Random access to one split of one source: row k is made of tokens [k * T, k * T + T]."""
 
     def __init__(self, data: DataConfig, source: str, split: str):
-        """Raises UserError if the split is not prepared, damaged or shorter than one window."""
+        """Open a split. Raises UserError if it is missing, damaged or shorter than one window."""
         index = store.read_split(data, source, split)
         self.num_windows = (index.num_tokens - 1) // data.seq_len
         if self.num_windows < 1:
@@ -48,7 +48,7 @@ class Windows:
         return self.num_windows
 
     def __getitem__(self, window: int) -> Row:
-        """Raises UserError naming source and file if the store is damaged there."""
+        """Read a row. Raises UserError naming source and file if the store is damaged there."""
         start = window * self.data.seq_len
         try:
             tokens = self.tokens[start : start + self.data.seq_len + 1].read().result()
@@ -58,7 +58,7 @@ class Windows:
 
 
 def make_row(tokens: np.ndarray, bos_id: int, attend_across_documents: bool) -> Row:
-    """KEYS -> int32 [T] from T + 1 consecutive tokens.
+    """Make KEYS -> int32 [T] from T + 1 consecutive tokens.
 
     segments count the documents of the row from 1 and positions restart in each, unless the whole
     row is to be one segment. A document's first token is given, never a target.
@@ -80,7 +80,7 @@ class TrainRows:
     """Random access to the endless sequence of training rows, the same on every host."""
 
     def __init__(self, data: DataConfig):
-        """Raises UserError as Windows does."""
+        """Open the sources. Raises UserError as Windows does."""
         self.windows = [Windows(data, source, "train") for source, _ in data.mixture]
         orders = [
             grain.MapDataset.range(len(windows))
@@ -93,7 +93,7 @@ class TrainRows:
         self.order = grain.MapDataset.select_from_datasets(orders, mixture)
 
     def locate(self, row: int) -> tuple[str, int]:
-        """The source and window that training row `row` shows. Reads nothing."""
+        """Return the source and window that training row `row` shows. Reads nothing."""
         windows, window = self._find(row)
         return windows.source, window
 
@@ -140,21 +140,24 @@ class Interleave(grain.transforms.DatasetSelectionMap):
         raise AssertionError(row)
 
 
-def describe(data: DataConfig, step: int) -> list[str]:
-    """One line per row of global batch `step`: where its text is in the store."""
+def describe(data: DataConfig, number: int) -> list[str]:
+    """Return a line per row of a global batch: where its text is in the store."""
     rows = TrainRows(data)
     lines = []
     for r in range(data.batch_size):
-        source, window = rows.locate(step * data.batch_size + r)
+        source, window = rows.locate(number * data.batch_size + r)
         start = window * data.seq_len
         lines.append(f"row {r}: {source} window {window}, tokens {start}..{start + data.seq_len}")
     return lines
 
 
 def train_batches(
-    data: DataConfig, micro_batches: int, sharding: jax.sharding.Sharding, start_step: int
+    data: DataConfig,
+    micro_batches: int,
+    sharding: jax.sharding.Sharding,
+    numbers: Iterable[int],
 ) -> Iterator[dict[str, jax.Array]]:
-    """Global batches start_step, start_step + 1, ... for ever: KEYS -> int32 [A, B, T].
+    """Yield the global batches with these numbers: KEYS -> int32 [A, B, T].
 
     A is micro_batches, B is data.batch_size // A; row r of the batch is at [r // B, r % B]. Each
     process reads the rows of its own devices, a few batches ahead in a thread that ends with the
@@ -162,14 +165,14 @@ def train_batches(
     """
     rows = TrainRows(data)
     shape = (micro_batches, data.batch_size // micro_batches, data.seq_len)
-    first_rows = itertools.count(start_step * data.batch_size, data.batch_size)
+    first_rows = (number * data.batch_size for number in numbers)
     return _read_ahead(rows.__getitem__, first_rows, shape, sharding)
 
 
 def validation_batches(
     data: DataConfig, source: str, max_rows: int, batch_size: int, sharding: jax.sharding.Sharding
 ) -> Iterator[dict[str, jax.Array]]:
-    """The first max_rows held-out windows of a source, in order: KEYS -> int32 [batch_size, T].
+    """Yield a source's first max_rows held-out windows, in order: KEYS -> int32 [batch_size, T].
 
     The last batch is filled up with rows of segment 0 and targets -1. Raises as train_batches.
     """
@@ -220,7 +223,7 @@ def read_slices(
     read: Callable[[int], Row],
     readers: ThreadPoolExecutor,
 ) -> Row:
-    """KEYS -> int32 `shape` [..., T], in which the rows that `indices` touch are read, once each.
+    """Return KEYS -> int32 `shape` [..., T], with the rows that `indices` touch read, once each.
 
     The other rows belong to other processes: they are zero pages that cost no memory.
     """

@@ -10,7 +10,7 @@ PRIOR_STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)
 
 
 def ngram_losses(data: DataConfig, eval_rows: int) -> dict[str, tuple[float, float]]:
-    """source -> (unigram, bigram) mean loss in nats a token on its first eval_rows held-out rows.
+    """Return source -> (unigram, bigram) mean loss in nats a token of eval_rows held-out rows.
 
     Counts are of the training tokens, weighted as the mixture draws them. The bigram model is
     p(b|a) = (count(ab) + k p(b)) / (count(a) + k); of PRIOR_STRENGTHS it is given, on the held-out
@@ -38,8 +38,8 @@ def ngram_losses(data: DataConfig, eval_rows: int) -> dict[str, tuple[float, flo
 
     def bigram_loss(pairs: np.ndarray, strength: float) -> float:
         a, b = pairs.T
-        place = np.minimum(np.searchsorted(ids, a * vocab_size + b), len(ids) - 1)
-        count = np.where(ids[place] == a * vocab_size + b, pair_counts[place], 0)
+        found = np.minimum(np.searchsorted(ids, a * vocab_size + b), len(ids) - 1)
+        count = np.where(ids[found] == a * vocab_size + b, pair_counts[found], 0)
         return float(-np.log((count + strength * unigram[b]) / (first_counts[a] + strength)).mean())
 
     rates = dict(data.mixture)
@@ -54,7 +54,7 @@ def ngram_losses(data: DataConfig, eval_rows: int) -> dict[str, tuple[float, flo
 
 
 def _pairs(data: DataConfig, source: str, split: str, max_tokens: int) -> np.ndarray:
-    """int64 [n, 2]: each token that counts as a target, behind the one before it."""
+    """Return int64 [n, 2]: each token that counts as a target, behind the one before it."""
     windows = Windows(data, source, split)
     rows = [windows[k] for k in range(min(len(windows), -(-max_tokens // data.seq_len)))]
     tokens, targets = (np.concatenate([row[key] for row in rows]) for key in ("tokens", "targets"))

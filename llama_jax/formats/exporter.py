@@ -9,11 +9,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from llama_jax.checkpoint import read_meta
-from llama_jax.config import MeshConfig, UserError, to_json
+from llama_jax.config import MeshConfig, UserError
 from llama_jax.data.tokenizer import MUST_SURVIVE
+from llama_jax.experiment import identity
 from llama_jax.formats import gguf, hf, litgpt, meta, proof, readers
 from llama_jax.formats.weights import TYPES, Checkpoint, Meter, Place, cast, num_values, write_json
+from llama_jax.run.checkpoint import read_meta
 from llama_jax.sharding import make_mesh
 
 READERS = {
@@ -87,7 +88,7 @@ def export(
         "type": type,
         "checkpoint": str(checkpoint.workdir),
         "step": checkpoint.step,
-        "experiment_sha256": hashlib.sha256(to_json(checkpoint.experiment).encode()).hexdigest(),
+        "experiment_sha256": identity(checkpoint.experiment),
         "verification": verification or "none: --no-verify",
         "notes": notes,
         "sha256": {path.name: _sha256(path) for path in sorted(draft.iterdir())},

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 
-from llama_jax import checkpoint, config
 from llama_jax.config import (
     DataConfig,
     Experiment,
-    MeshConfig,
     OptimizerConfig,
     RunConfig,
+    Upkeep,
     UserError,
 )
 from llama_jax.data import tokenizer as sentencepieces
+from llama_jax.experiment import to_json, validate
 from llama_jax.formats import gguf, hf, llama2c, meta, vocabulary
 from llama_jax.formats.weights import (
     Meter,
@@ -26,6 +26,8 @@ from llama_jax.formats.weights import (
     parameter_shapes,
     places,
 )
+from llama_jax.run import checkpoint
+from llama_jax.run.fingerprint import fingerprint_of
 
 UNFINISHED = ".unfinished"
 PADDING = 128  # a model's rows are often made a multiple of this
@@ -78,10 +80,10 @@ def import_model(path: Path, out: Path, tokenizer: Path | None) -> Experiment:
             batch_size=1,
         ),
         optimizer=OptimizerConfig(peak_lr=1e-5, warmup_steps=0),
-        mesh=MeshConfig(),
-        run=RunConfig(num_steps=1, eval_every=1, eval_rows=32, checkpoint_every=1),
+        run=RunConfig(num_steps=1),
+        upkeep=Upkeep(eval_every=1, eval_rows=32, checkpoint_every=1),
     )
-    config.validate(experiment)
+    validate(experiment)
     draft = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -89,7 +91,7 @@ def import_model(path: Path, out: Path, tokenizer: Path | None) -> Experiment:
         if model is not None:
             (draft / "tokenizer.model").write_bytes(model)
         _write_checkpoint(source, epath.Path(draft), experiment)
-        (draft / "config.json").write_text(config.to_json(experiment))
+        (draft / "config.json").write_text(to_json(experiment))
         draft.rename(out)
     except OSError as e:
         raise UserError(f"--out: cannot write {out}: {e.strerror or e}") from e
@@ -113,9 +115,7 @@ def _write_checkpoint(source: Source, workdir: epath.Path, experiment: Experimen
         values = from_matrix(matrix, place.name, cfg)
         array = arrays[place.name]
         checkpoint.write(array if place.layer is None else array[place.layer], values)
-        fingerprints[place.name] += checkpoint.fingerprint_of(
-            values, (place.layer or 0) * values.size
-        )
+        fingerprints[place.name] += fingerprint_of(values, (place.layer or 0) * values.size)
         meter.add(values.nbytes, "writing")
     meter.close()
     checkpoint.finish(workdir, experiment, {k: v % 2**32 for k, v in fingerprints.items()})

@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from llama_jax.attention import attend_within_documents
-from llama_jax.checkpoint import by_name
-from llama_jax.config import ModelConfig
+from llama_jax.collectives import einsum
+from llama_jax.config import Execution, ModelConfig
 from llama_jax.formats.readers import ROLES, ROWS, Conventions, Files, Tensor, Unreadable
 from llama_jax.formats.weights import (
     EMBEDDING,
@@ -32,7 +32,7 @@ from llama_jax.formats.weights import (
     places,
 )
 from llama_jax.model import Block, RMSNorm, rotation_of
-from llama_jax.sharding import einsum
+from llama_jax.run.checkpoint import by_name
 
 # Of the logits' standard deviation: fp32 rounding is 3e-6 to 3e-5 of it in most models. In those
 # where it is more, the limit is a multiple of what it does to the reading of the files.
@@ -150,7 +150,7 @@ def logits_of_checkpoint(
 
     rounded: what is to be computed with in place of a matrix, or of some rows of one.
     """
-    cfg = dataclasses.replace(checkpoint.cfg, compute_dtype="float32", attention="reference")
+    cfg = dataclasses.replace(checkpoint.cfg, compute_dtype="float32")
 
     def parameter(name: str, layer: int | None = None) -> jax.Array:
         place = Place(name, layer)
@@ -188,7 +188,7 @@ def _run_block(cfg: ModelConfig, block: Block, x_BTD: jax.Array) -> jax.Array:
     rotation = rotation_of(positions_BT, cfg.head_dim, cfg.rope_theta)
 
     def attend(q_BTGRK, k_BTGK, v_BTGK):
-        return attend_within_documents(cfg, q_BTGRK, k_BTGK, v_BTGK, segments_BT)
+        return attend_within_documents(Execution(), q_BTGRK, k_BTGK, v_BTGK, segments_BT)
 
     return block(x_BTD, rotation, attend)
 

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from llama_jax import checkpoint
 from llama_jax.config import Experiment, ModelConfig, UserError
 from llama_jax.data import tokenizer
 from llama_jax.formats import vocabulary
 from llama_jax.progress import Progress
+from llama_jax.run import checkpoint
+from llama_jax.run.fingerprint import fingerprint_of
 
 EMBEDDING, HEAD = "embed_VD", "lm_head_DV"
 QUERY, KEY, VALUE = "layers/attn/wq_DGRK", "layers/attn/wk_DGK", "layers/attn/wv_DGK"
@@ -172,7 +173,7 @@ class Checkpoint:
             reason = f"{place.name}: {str(e).partition(' [')[0]}"
             raise checkpoint.damaged(self.workdir, self.step, reason) from e
         if place not in self._found:
-            self._found[place] = checkpoint.fingerprint_of(values, (place.layer or 0) * values.size)
+            self._found[place] = fingerprint_of(values, (place.layer or 0) * values.size)
         self.observe(values.nbytes)
         return to_matrix(values, place.name, self.cfg)
 

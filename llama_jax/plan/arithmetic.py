@@ -52,18 +52,18 @@ class Arithmetic:
 
 
 def work_out(experiment: Experiment, slice: Slice) -> Arithmetic:
-    model, run = experiment.model, experiment.run
+    model, execution = experiment.model, experiment.execution
     params = _device_params(experiment)
     kept, offloaded = _kept_per_token(experiment)
     tokens = _tokens(experiment)
     compute = BF16 if model.compute_dtype == "bfloat16" else FP32
-    sums = BF16 if run.gradient_dtype == "bfloat16" else FP32
+    sums = BF16 if experiment.run.gradient_dtype == "bfloat16" else FP32
     executed = _executed_flops(experiment)
     return Arithmetic(
         weights_bytes=FP32 * params,
         optimizer_bytes=2 * FP32 * params,
         # The layers' gradients of one micro-batch, and the sum over micro-batches.
-        gradients_bytes=compute * params + (sums * params if run.micro_batches > 1 else 0),
+        gradients_bytes=compute * params + (sums * params if execution.micro_batches > 1 else 0),
         activations_bytes=model.num_layers * tokens * kept,
         offloaded_bytes=model.num_layers * tokens * offloaded,
         buffers_bytes=_buffers(experiment),
@@ -86,13 +86,13 @@ def host_holds(offloaded_bytes: float, slice: Slice) -> bool:
 
 def _tokens(experiment: Experiment) -> int:
     """Of one device and micro-batch."""
-    mesh = experiment.mesh
-    rows = experiment.data.batch_size // experiment.run.micro_batches
+    mesh = experiment.execution.mesh
+    rows = experiment.data.batch_size // experiment.execution.micro_batches
     return rows * experiment.data.seq_len // (mesh.replica * mesh.fsdp)
 
 
 def _device_params(experiment: Experiment) -> int:
-    model, mesh = experiment.model, experiment.mesh
+    model, mesh = experiment.model, experiment.execution.mesh
     norms = (2 * model.num_layers + 1) * model.embed_dim  # each device has all of them
     return (num_params(model) - norms) // (mesh.fsdp * mesh.tensor) + norms
 
@@ -105,7 +105,7 @@ def _layer_params(model: ModelConfig) -> int:
 
 def _kept_per_token(experiment: Experiment) -> tuple[int, int]:
     """Bytes a layer keeps of a token for the backward pass: (on the device, on the host)."""
-    model, mesh = experiment.model, experiment.mesh
+    model, mesh = experiment.model, experiment.execution.mesh
     compute = BF16 if model.compute_dtype == "bfloat16" else FP32
     tensor, in_time = mesh.tensor, mesh.tensor if mesh.sequence_parallel else 1
     keys = model.kv_heads * model.head_dim // tensor
@@ -120,8 +120,8 @@ def _kept_per_token(experiment: Experiment) -> tuple[int, int]:
         "gate": compute * model.mlp_dim // tensor,
         "up": compute * model.mlp_dim // tensor,
     }
-    policy = REMAT_POLICIES[model.remat]
-    if model.remat == "everything":
+    policy = REMAT_POLICIES[experiment.execution.remat]
+    if experiment.execution.remat == "everything":
         norms = 2 * compute * model.embed_dim * (1 / in_time + 1)
         return round(sum(size.values()) + size["gate"] + norms), 0
     offloaded = sum(size[name] for name in policy.offload)
@@ -131,7 +131,7 @@ def _kept_per_token(experiment: Experiment) -> tuple[int, int]:
 
 def _buffers(experiment: Experiment) -> int:
     """The step's working memory: weights cast and gathered, one layer's arrays, the loss's."""
-    model, mesh = experiment.model, experiment.mesh
+    model, mesh = experiment.model, experiment.execution.mesh
     D, F, V = model.embed_dim, model.mlp_dim, model.vocab_size
     compute = BF16 if model.compute_dtype == "bfloat16" else FP32
     tokens, tensor = _tokens(experiment), mesh.tensor
@@ -147,12 +147,12 @@ def _buffers(experiment: Experiment) -> int:
 
 def _executed_flops(experiment: Experiment) -> float:
     """Model FLOPs and what the backward pass computes again, of one device and step."""
-    model, mesh = experiment.model, experiment.mesh
+    model, mesh = experiment.model, experiment.execution.mesh
     T, D = experiment.data.seq_len, model.embed_dim
-    tokens = _tokens(experiment) * experiment.run.micro_batches / mesh.tensor
+    tokens = _tokens(experiment) * experiment.execution.micro_batches / mesh.tensor
     again = 0.0
-    if model.remat != "everything":
-        policy = REMAT_POLICIES[model.remat]
+    if experiment.execution.remat != "everything":
+        policy = REMAT_POLICIES[experiment.execution.remat]
         saved = {*policy.save, *policy.offload}
         width = model.kv_heads * model.head_dim
         widths = {"query": D, "key": width, "value": width, "gate": model.mlp_dim}
@@ -167,8 +167,8 @@ def _executed_flops(experiment: Experiment) -> float:
 def _seconds(
     experiment: Experiment, slice: Slice, executed: float, offloaded: int
 ) -> dict[str, float]:
-    model, mesh, chip = experiment.model, experiment.mesh, slice.chip
-    tokens = _tokens(experiment) * experiment.run.micro_batches
+    model, mesh, chip = experiment.model, experiment.execution.mesh, slice.chip
+    tokens = _tokens(experiment) * experiment.execution.micro_batches
     attention = 7 * model.num_layers * experiment.data.seq_len * model.embed_dim
     attention = min(attention * tokens / mesh.tensor, executed / 2)
     matmul = (executed - attention) / chip.peak_flops / MATMUL_EFFICIENCY
@@ -179,7 +179,7 @@ def _seconds(
         "matmul": matmul,
         "attention": attention,
         "other compute": OTHER_COMPUTE * matmul + update,
-        "copies": host_seconds(offloaded, experiment.run.micro_batches, matmul + attention),
+        "copies": host_seconds(offloaded, experiment.execution.micro_batches, matmul + attention),
         "exposed communication": _weights_seconds(experiment, slice, matmul)
         + _tensor_seconds(experiment, slice),
     }
@@ -199,8 +199,9 @@ def _bandwidth(slice: Slice, ways: int) -> float:
 
 def _weights_seconds(experiment: Experiment, slice: Slice, compute: float) -> float:
     """Exposed: weights gathered forward and backward, gradients scattered, each micro-batch."""
-    model, mesh, run = experiment.model, experiment.mesh, experiment.run
-    weights = BF16 * num_matmul_params(model) / mesh.tensor * run.micro_batches
+    model, execution = experiment.model, experiment.execution
+    mesh = execution.mesh
+    weights = BF16 * num_matmul_params(model) / mesh.tensor * execution.micro_batches
     gather = scatter = 0.0
     if mesh.fsdp > 1:
         scatter = weights / _bandwidth(slice, mesh.fsdp)
@@ -218,10 +219,10 @@ def _weights_seconds(experiment: Experiment, slice: Slice, compute: float) -> fl
 
 def _tensor_seconds(experiment: Experiment, slice: Slice) -> float:
     """Exposed: activations gathered and scattered around the two parts of each layer."""
-    model, mesh = experiment.model, experiment.mesh
+    model, mesh = experiment.model, experiment.execution.mesh
     if mesh.tensor == 1:
         return 0.0
-    tokens = _tokens(experiment) * experiment.run.micro_batches
+    tokens = _tokens(experiment) * experiment.execution.micro_batches
     moved = BF16 * tokens * model.embed_dim * (mesh.tensor - 1) / mesh.tensor
     # Two gathers and two scatters forward, twice that backward with what is computed again.
     seconds = 12 * model.num_layers * moved / _bandwidth(slice, mesh.tensor)

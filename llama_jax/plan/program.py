@@ -27,6 +27,7 @@ from typing import Any
 
 from llama_jax import config
 from llama_jax.config import Experiment, UserError
+from llama_jax.experiment import from_json, to_json
 from llama_jax.plan import slices
 from llama_jax.plan.slices import GIB, Slice
 
@@ -34,7 +35,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 TIMEOUT_SECONDS = 1800.0  # twenty times what 7B takes on an idle core
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 SOURCES = (
-    *("config", "sharding", "attention", "model", "loss", "optimizer", "step"),
+    *("config", "sharding", "collectives", "attention", "model", "loss", "optimizer", "step"),
     *("plan/slices", "plan/program"),
 )
 
@@ -105,13 +106,14 @@ def cache_directory() -> Path:
 
 def _path(experiment: Experiment, slice: Slice) -> Path:
     """Named by the hash of all that the program is made of."""
-    data, run = experiment.data, experiment.run
+    data, execution = experiment.data, experiment.execution
+    without_reasons = [(name, value) for name, value, _ in execution.compiler_options]
     parts = {
         "slice": slice.name,
         "model": dataclasses.asdict(experiment.model),
-        "mesh": dataclasses.asdict(experiment.mesh) | {"slice": None},
-        "batch": (data.seq_len, data.batch_size, run.micro_batches, run.gradient_dtype),
-        "compiler_options": [(name, value) for name, value, _ in run.compiler_options],
+        "batch": (data.seq_len, data.batch_size, experiment.run.gradient_dtype),
+        "execution": dataclasses.asdict(execution)
+        | {"slice": None, "compiler_options": without_reasons},
         "program": _code(),
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
@@ -157,7 +159,7 @@ def _compile_in_child(experiment: Experiment, slice: Slice, watch: Watch) -> Ans
             f"slice: libtpu, the compiler for {slice.name}, is not installed; "
             "pip install libtpu==0.0.42.1 (no TPU is needed)"
         )
-    request = json.dumps({"experiment": config.to_json(experiment), "slice": slice.name})
+    request = json.dumps({"experiment": to_json(experiment), "slice": slice.name})
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "llama_jax.plan.program"]
     with (
@@ -181,7 +183,7 @@ def _compile_in_child(experiment: Experiment, slice: Slice, watch: Watch) -> Ans
     if child.returncode < 0:
         raise UserError(
             f"{slice.name}: the compiler ended on signal {-child.returncode}"
-            f"{_reason(noise)}; change the mesh, model.remat or run.compiler_options"
+            f"{_reason(noise)}; change the mesh, remat or compiler_options of execution"
         )
     if child.returncode != 0:
         raise UserError(f"{slice.name}: the compiler's process failed{_reason(noise)}")
@@ -224,7 +226,7 @@ def main() -> None:
     if sys.platform == "linux":  # end with the parent, which may be killed while this compiles
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     request = json.load(sys.stdin)
-    experiment = config.from_json(request["experiment"])
+    experiment = from_json(request["experiment"])
     try:
         fields = dataclasses.asdict(_compile(experiment, slices.parse(request["slice"])))
     except UserError as e:
@@ -236,13 +238,14 @@ def _compile(experiment: Experiment, slice: Slice) -> Answer:
     import jax
 
     from llama_jax.sharding import make_mesh
-    from llama_jax.step import make_train_step
+    from llama_jax.step import make_train_step, next_token_loss
 
     start = time.monotonic()
-    mesh = make_mesh(experiment.mesh, slices.devices(slice))
+    mesh = make_mesh(experiment.execution.mesh, slices.devices(slice))
     with jax.set_mesh(mesh):
         state, batch = _arguments(experiment, mesh)
-        traced = make_train_step(experiment).trace(state, batch)
+        loss = next_token_loss(experiment.execution)
+        traced = make_train_step(experiment, loss).trace(state, batch)
         try:
             compiled = traced.lower().compile()
         except (RuntimeError, ValueError, NotImplementedError) as e:
@@ -257,7 +260,7 @@ def _compile(experiment: Experiment, slice: Slice) -> Answer:
     return Program(
         hlo=compiled.as_text(),
         mesh_axes=dict(zip(mesh.axis_names, mesh.devices.shape, strict=True)),
-        weights_bytes=_device_bytes(jax.tree.leaves(state.model)),
+        weights_bytes=_device_bytes(jax.tree.leaves(state.params)),
         optimizer_bytes=_device_bytes(jax.tree.leaves(state.opt_state)),
         gradients_bytes=_device_bytes(backward) + _device_bytes(sums),
         activations_bytes=_device_bytes([x for x in forward if not _on_host(x)]),
@@ -282,11 +285,11 @@ def _arguments(experiment: Experiment, mesh: Any) -> tuple[Any, dict[str, Any]]:
     from llama_jax.sharding import abstract, batch_sharding
     from llama_jax.step import init_state
 
-    A, T = experiment.run.micro_batches, experiment.data.seq_len
+    A, T = experiment.execution.micro_batches, experiment.data.seq_len
     x_ABT = jax.ShapeDtypeStruct(
         (A, experiment.data.batch_size // A, T),
         jnp.int32,
-        sharding=batch_sharding(mesh, experiment.mesh, "ABT"),
+        sharding=batch_sharding(mesh, experiment.execution.mesh, "ABT"),
     )
     names = ("tokens", "targets", "segments", "positions")
     return abstract(lambda: init_state(experiment)), dict.fromkeys(names, x_ABT)

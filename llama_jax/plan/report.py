@@ -69,7 +69,7 @@ def make_plan(
     rough = arithmetic.work_out(experiment, slice)
     hbm, peak, limit = _memory(rough, answer, slice)
     fits = peak is not None and peak <= limit and not isinstance(answer, OutOfMemory)
-    found = _estimate(answer, slice, experiment.run.micro_batches)
+    found = _estimate(answer, slice, experiment.execution.micro_batches)
     step_seconds = breakdown = executed = None
     if answer is None:
         step_seconds, breakdown = rough.step_seconds, rough.breakdown
@@ -96,7 +96,7 @@ def make_plan(
         watts = slice.chip.watts
         energy = (chip_hours[0] * watts / 1e6, chip_hours[1] * watts / 1e6) if watts else None
     compiled = answer if isinstance(answer, Program) else None
-    mesh = experiment.mesh
+    mesh = experiment.execution.mesh
     return Plan(
         experiment=name,
         slice=slice.name,
@@ -111,9 +111,9 @@ def make_plan(
         sequence_parallel=mesh.sequence_parallel,
         batch_size=data.batch_size,
         seq_len=data.seq_len,
-        micro_batches=run.micro_batches,
-        remat=experiment.model.remat,
-        attention=experiment.model.attention,
+        micro_batches=experiment.execution.micro_batches,
+        remat=experiment.execution.remat,
+        attention=experiment.execution.attention,
         hbm_bytes=hbm,
         hbm_peak_bytes=peak,
         hbm_limit_bytes=limit,

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llama_jax import config
-from llama_jax.config import REMAT_POLICIES, Experiment, UserError
+from llama_jax.config import REMAT_POLICIES, Experiment, MeshConfig, UserError
+from llama_jax.experiment import UnnamedSlice, changes, override, read, validate
 from llama_jax.plan import slices
 from llama_jax.plan.arithmetic import host_holds, work_out
 from llama_jax.plan.program import Answer, compile_program
@@ -36,13 +36,10 @@ def plan_all(
 ) -> list[Plan]:
     """One plan a slice; by default the experiment's own slice."""
     if not names:
-        experiment = config.load(path)
-        for text in overrides:
-            experiment = config.override(experiment, text)
-        own = experiment.mesh.slice
+        own = read(path, overrides).execution.slice
         if own is None:
             raise UserError(
-                f"--slice: {path} names no slice in mesh.slice; give one, e.g. --slice v5e:8x8"
+                f"--slice: {path} names no slice in execution.slice; give one, e.g. --slice v5e:8x8"
             )
         names = [own]
     wanted = [slices.parse(name) for name in names]
@@ -51,41 +48,33 @@ def plan_all(
 
 def load(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
     """The experiment for a slice. Raises UserError, naming the nearest mesh that works."""
-    experiment = _read(path, overrides, slice)
-    mesh = experiment.mesh
+    experiment = read(path, overrides, slice.name)
+    mesh = experiment.execution.mesh
     ways = (mesh.replica, mesh.fsdp, mesh.tensor)
     try:
-        config.validate(experiment)
+        validate(experiment)
         if math.prod(ways) != slice.num_devices:
             raise UserError(
-                f"mesh: replica * fsdp * tensor = {' * '.join(map(str, ways))} = "
+                f"execution.mesh: replica * fsdp * tensor = {' * '.join(map(str, ways))} = "
                 f"{math.prod(ways)}, but {slice.name} has {slice.num_devices} devices"
             )
         if mesh.replica % slice.num_slices:
             raise UserError(
-                f"mesh.replica: got {mesh.replica}, expected a multiple of the "
+                f"execution.mesh.replica: got {mesh.replica}, expected a multiple of the "
                 f"{slice.num_slices} slices"
             )
     except UserError as e:
         near = nearest(experiment, slice)
         if near is None:
             raise
-        raise UserError(f"{e}; the nearest that works is {words(experiment, near)}") from e
-    runs_on = {"splash": "TPUs", "cudnn": "NVIDIA GPUs"}.get(experiment.model.attention)
+        raise UserError(f"{e}; the nearest that works is {override_flags(experiment, near)}") from e
+    runs_on = {"splash": "TPUs", "cudnn": "NVIDIA GPUs"}.get(experiment.execution.attention)
     takes, kernel = ("TPUs", "splash") if slice.chip.dimensions else ("NVIDIA GPUs", "cudnn")
     if runs_on not in (None, takes):
         raise UserError(
-            f"model.attention: {experiment.model.attention} runs on {runs_on}, not on "
-            f"{slice.name}; --set model.attention={kernel}"
+            f"execution.attention: {experiment.execution.attention} runs on {runs_on}, not on "
+            f"{slice.name}; --set execution.attention={kernel}"
         )
-    return experiment
-
-
-def _read(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
-    """The experiment for a slice, whether its placement can be or not."""
-    experiment = config.load(path, (), slice.name)
-    for text in overrides:
-        experiment = config.override(experiment, text)
     return experiment
 
 
@@ -95,7 +84,7 @@ def _plan(experiment: Experiment, slice: Slice, name: str, price: float | None) 
         return plan
     remedies = []
     for near in _remedies(experiment, slice, plan.hbm_peak_bytes)[:MAX_REMEDIES_COMPILED]:
-        change = words(experiment, near)
+        change = override_flags(experiment, near)
         print(f"does not fit; trying {change}", file=sys.stderr)
         try:
             better = _plan_once(near, slice, name, price)
@@ -145,14 +134,21 @@ def meshes(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
                 continue
             for ring in (1, *rings(slice, fsdp)):
                 mesh = dataclasses.replace(
-                    experiment.mesh,
+                    experiment.execution.mesh,
                     replica=replica,
                     fsdp=fsdp,
                     ring=ring,
                     tensor=tensor,
                     sequence_parallel=tensor > 1,
                 )
-                yield dataclasses.replace(experiment, mesh=mesh)
+                yield _with(experiment, mesh=mesh)
+
+
+def _with(experiment: Experiment, **execution: object) -> Experiment:
+    """Return the experiment with some fields of its execution replaced."""
+    return dataclasses.replace(
+        experiment, execution=dataclasses.replace(experiment.execution, **execution)
+    )
 
 
 def rings(slice: Slice, fsdp: int) -> list[int]:
@@ -163,7 +159,7 @@ def rings(slice: Slice, fsdp: int) -> list[int]:
 
 def _valid(experiment: Experiment) -> bool:
     try:
-        config.validate(experiment)
+        validate(experiment)
     except UserError:
         return False
     return True
@@ -174,14 +170,14 @@ def nearest(experiment: Experiment, slice: Slice) -> Experiment | None:
 
     def distance(other: Experiment) -> float:
         pairs = [
-            (getattr(experiment.mesh, a), getattr(other.mesh, a))
+            (getattr(experiment.execution.mesh, a), getattr(other.execution.mesh, a))
             for a in ("replica", "fsdp", "ring", "tensor")
         ]
-        pairs.append((experiment.run.micro_batches, other.run.micro_batches))
+        pairs.append((experiment.execution.micro_batches, other.execution.micro_batches))
         return sum(abs(math.log(a / b)) for a, b in pairs)
 
     candidates = (
-        dataclasses.replace(e, run=dataclasses.replace(e.run, micro_batches=micro_batches))
+        _with(e, micro_batches=micro_batches)
         for e in meshes(experiment, slice)
         for micro_batches in _divisors(experiment.data.batch_size)
     )
@@ -197,23 +193,14 @@ def placements(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
     for e, micro_batches, remat in itertools.product(
         meshes(experiment, slice), _divisors(experiment.data.batch_size), REMAT_POLICIES
     ):
-        model = dataclasses.replace(e.model, remat=remat)
-        run = dataclasses.replace(e.run, micro_batches=micro_batches)
-        candidate = dataclasses.replace(e, model=model, run=run)
+        candidate = _with(e, remat=remat, micro_batches=micro_batches)
         if _valid(candidate):
             yield candidate
 
 
-def words(old: Experiment, new: Experiment) -> str:
-    """The --set options that make one of the other."""
-    out = []
-    for section in dataclasses.fields(Experiment):
-        a, b = getattr(old, section.name), getattr(new, section.name)
-        for field in dataclasses.fields(a):
-            value = getattr(b, field.name)
-            if getattr(a, field.name) != value:
-                out.append(f"--set {section.name}.{field.name}={value}")
-    return " ".join(out)
+def override_flags(old: Experiment, new: Experiment) -> str:
+    """Return the --set options that make one of the other."""
+    return " ".join(f"--set {name}={value}" for name, (_, value) in changes(old, new).items())
 
 
 def _remedies(experiment: Experiment, slice: Slice, needed: float | None) -> list[Experiment]:
@@ -226,14 +213,16 @@ def _remedies(experiment: Experiment, slice: Slice, needed: float | None) -> lis
     correction = (needed or ROUGH * limit) / work_out(experiment, slice).peak_bytes
     near = []
     for e in placements(experiment, slice):
-        changes = (e.mesh != experiment.mesh) + (e.run != experiment.run)
-        changes += e.model != experiment.model
+        a, b = e.execution, experiment.execution
+        num_changes = (
+            (a.mesh != b.mesh) + (a.micro_batches != b.micro_batches) + (a.remat != b.remat)
+        )
         figures = work_out(e, slice)
         held = host_holds(figures.offloaded_bytes, slice)
-        if not 0 < changes <= 2 or not held:
+        if not 0 < num_changes <= 2 or not held:
             continue
         if figures.peak_bytes * correction < (1 - MIN_SPARE) * limit:
-            near.append((figures.step_seconds * (1 + COST_OF_CHANGE * changes), e))
+            near.append((figures.step_seconds * (1 + COST_OF_CHANGE * num_changes), e))
     return [e for _, e in sorted(near, key=lambda item: item[0])]
 
 
@@ -282,7 +271,7 @@ def search(
     for slice in wanted:
         if not slice.chip.dimensions:
             raise UserError(f"--search: {slice.name}: programs are compiled for TPUs only")
-        experiment = _for_tpu(_read(path, overrides, slice))
+        experiment = _for_tpu(_read_for_any(path, overrides, slice))
         queues.append(_Queue(slice, _promising(experiment, overrides, slice), max_compiles))
     if not any(queue.waiting for queue in queues):
         raise UserError(
@@ -347,23 +336,29 @@ def _for_tpu(experiment: Experiment) -> Experiment:
     """With the attention kernel of TPUs, if heads are as wide as it wants them."""
     if experiment.model.head_dim % SPLASH_HEAD_DIM:
         return experiment
-    return dataclasses.replace(
-        experiment, model=dataclasses.replace(experiment.model, attention="splash")
-    )
+    return _with(experiment, attention="splash")
+
+
+def _read_for_any(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
+    """Return the experiment for a slice that its file need not name."""
+    try:
+        return read(path, overrides, slice.name)
+    except UnnamedSlice:
+        return _with(read(path, overrides), slice=slice.name)
 
 
 def _promising(experiment: Experiment, overrides: Sequence[str], slice: Slice) -> list[Experiment]:
     """Placements that may fit, without those that another on the same mesh betters in both time
     and memory; the fastest by arithmetic first."""
     limit = (1 - MIN_SPARE) * slice.chip.hbm_bytes
-    by_mesh: dict[config.MeshConfig, list[tuple[float, float, Experiment]]] = {}
+    by_mesh: dict[MeshConfig, list[tuple[float, float, Experiment]]] = {}
     for e in placements(experiment, slice):
         figures = work_out(e, slice)
-        fixed = all(config.override(e, text) == e for text in overrides)
+        fixed = all(override(e, text) == e for text in overrides)
         held = host_holds(figures.offloaded_bytes, slice)
         if fixed and held and figures.peak_bytes < limit * ROUGH:
             item = figures.step_seconds, figures.peak_bytes, e
-            by_mesh.setdefault(e.mesh, []).append(item)
+            by_mesh.setdefault(e.execution.mesh, []).append(item)
     front = []
     for items in by_mesh.values():
         least = math.inf
@@ -382,7 +377,7 @@ def _default_slices(path: str, overrides: Sequence[str]) -> list[Slice]:
         shapes = SHAPES_2D if chip.dimensions == 2 else (*SHAPES_3D, *CUBES)
         for shape in sorted(shapes, key=math.prod):
             slice = Slice(chip, shape)
-            best = _promising(_for_tpu(_read(path, overrides, slice)), overrides, slice)
+            best = _promising(_for_tpu(_read_for_any(path, overrides, slice)), overrides, slice)
             if not best:
                 continue
             seconds = work_out(best[0], slice).step_seconds * best[0].run.num_steps
@@ -426,11 +421,10 @@ def _pareto(found: list[tuple[Plan, Experiment]]) -> list[tuple[Plan, Experiment
 
 def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
     """An experiment file of the placement, its docstring saying by which figures it was chosen."""
-    experiment = dataclasses.replace(
-        experiment, mesh=dataclasses.replace(experiment.mesh, slice=plan.slice)
-    )
+    experiment = _with(experiment, slice=plan.slice)
     sections = [getattr(experiment, f.name) for f in dataclasses.fields(Experiment)]
-    classes = sorted(type(s).__name__ for s in (*sections, experiment))
+    used = (*sections, experiment, experiment.execution.mesh)
+    classes = sorted(type(section).__name__ for section in used)
     text = "\n".join(
         [
             f'"""{lines(plan)[0]}.',
@@ -482,4 +476,8 @@ def _source(value: object) -> str:
         return json.dumps(value)
     if isinstance(value, tuple):
         return f"({', '.join(map(_source, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, MeshConfig):
+        given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        set_fields = (f"{k}={v!r}" for k, v in given.items() if v != getattr(MeshConfig(), k))
+        return f"MeshConfig({', '.join(set_fields)})"
     return repr(value)

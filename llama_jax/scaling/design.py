@@ -42,9 +42,8 @@ def matched(base: Experiment, model: ModelConfig, tokens: float, evaluations: in
         base,
         model=model,
         optimizer=dataclasses.replace(base.optimizer, warmup_steps=int(WARMUP_SHARE * steps)),
-        run=dataclasses.replace(
-            base.run, num_steps=steps, eval_every=every, checkpoint_every=every
-        ),
+        run=dataclasses.replace(base.run, num_steps=steps),
+        upkeep=dataclasses.replace(base.upkeep, eval_every=every, checkpoint_every=every),
     )
 
 

@@ -11,25 +11,23 @@ Every process that shares a sweep finds all it has to know in these files.
 import csv
 import dataclasses
 import functools
-import hashlib
 import io
 import json
 import random
-import secrets
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from llama_jax import config
 from llama_jax.config import Experiment, UserError
 from llama_jax.data import store
+from llama_jax.experiment import execute, identity, override, validate
 from llama_jax.flops import model_flops_per_token, num_params
-from llama_jax.metrics import metrics_path, read_metrics
+from llama_jax.run.metrics import read_metrics
+from llama_jax.run.workdir import failed_file, finished_file, metrics_file, write_whole
 from llama_jax.scaling import claims, worker
 
-FAILED = "failed.json"  # in the directory of a run that ended before its end
 POLL_SECONDS = 1.0
 
 
@@ -39,7 +37,7 @@ class Run:
 
     name: str
     experiment: Experiment
-    directory: epath.Path  # its name is the experiment's hash
+    directory: epath.Path  # its name is the experiment's identity
 
     @property
     def params(self) -> int:
@@ -84,7 +82,7 @@ def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
 
     overrides: "section.field=value" strings, for every one. Raises UserError.
     """
-    module = config.execute(path)
+    module = execute(path)
     if not hasattr(module, "get_sweep"):
         raise UserError(
             f"{path}: no get_sweep(), which returns a dict of Experiments, as in "
@@ -102,28 +100,23 @@ def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
             raise UserError(f"{path}: {name!r} is a {type(experiment).__name__}, not an Experiment")
         try:
             for text in overrides:
-                experiment = config.override(experiment, text)
-            config.validate(experiment)
+                experiment = override(experiment, text)
+            validate(experiment)
         except UserError as e:
             raise UserError(f"{path}: {name}: {e}") from e
-        digest = config_hash(experiment)
+        digest = identity(experiment)[:12]
         if digest in runs:
             raise UserError(f"{path}: {name} and {runs[digest].name} are the same")
         runs[digest] = Run(name, experiment, workdir / digest)
     return list(runs.values())
 
 
-def config_hash(experiment: Experiment) -> str:
-    """12 digits that stand for every field of it."""
-    return hashlib.sha256(config.to_json(experiment).encode()).hexdigest()[:12]
-
-
 def finished(run: Run) -> bool:
-    return (run.directory / worker.FINISHED).exists()
+    return finished_file(run.directory).exists()
 
 
 def failed(run: Run) -> bool:
-    return (run.directory / FAILED).exists()
+    return failed_file(run.directory).exists()
 
 
 def state(run: Run) -> State:
@@ -148,11 +141,11 @@ def state(run: Run) -> State:
 
 
 def _metrics(run: Run) -> list[dict]:
-    return read_metrics(run.directory) if metrics_path(run.directory).exists() else []
+    return read_metrics(run.directory) if metrics_file(run.directory).exists() else []
 
 
 def _reason(run: Run) -> str:
-    return json.loads((run.directory / FAILED).read_text())["reason"]
+    return json.loads(failed_file(run.directory).read_text())["reason"]
 
 
 # The work
@@ -182,7 +175,7 @@ def work(
 def retry(runs: list[Run]) -> None:
     """Forgets what failed."""
     for run in runs:
-        (run.directory / FAILED).unlink(missing_ok=True)
+        failed_file(run.directory).unlink(missing_ok=True)
 
 
 def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, watch) -> None:
@@ -210,9 +203,7 @@ def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, watch)
         if reason is None:
             return False
         if reason:
-            unfinished = run.directory / f"{FAILED}.tmp"
-            unfinished.write_text(json.dumps({"reason": reason}))
-            unfinished.replace(run.directory / FAILED)
+            write_whole(failed_file(run.directory), json.dumps({"reason": reason}))
     write_results(runs, workdir)
     return True
 
@@ -228,7 +219,7 @@ def _wait(watch) -> None:
 
 def rows(run: Run) -> list[dict]:
     """A row for each evaluation of a finished run, by column."""
-    record = json.loads((run.directory / worker.FINISHED).read_text())
+    record = json.loads(finished_file(run.directory).read_text())
     found, rates = [], []
     share = 1 / run.experiment.run.num_steps
     for row in _metrics(run):
@@ -272,7 +263,5 @@ def write_results(runs: list[Run], workdir: epath.Path) -> None:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
-        unfinished = workdir / f"results_{secrets.token_hex(4)}.tmp"
-        unfinished.write_text(text.getvalue())
-        unfinished.replace(workdir / "results.csv")
+        write_whole(workdir / "results.csv", text.getvalue())
         written = done

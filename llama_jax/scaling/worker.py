@@ -18,12 +18,12 @@ from pathlib import Path
 
 from etils import epath
 
-from llama_jax import config
 from llama_jax.config import Experiment
+from llama_jax.experiment import from_json, to_json
+from llama_jax.run.workdir import finished_file, log_file, write_whole
 from llama_jax.scaling import claims
 from llama_jax.scaling.claims import Claim
 
-FINISHED = "finished.json"  # in the directory of a run that is trained to its end
 SECONDS_BETWEEN = 1.0
 
 
@@ -40,7 +40,7 @@ def run(
     claimed: time.monotonic() before the claim was written. wait: called every SECONDS_BETWEEN.
     """
     request = {
-        "experiment": config.to_json(experiment),
+        "experiment": to_json(experiment),
         "claim": str(claim.path),
         "claimed": claimed,
         "parent": os.getpid(),
@@ -64,7 +64,7 @@ def run(
             child.wait()
             log.seek(0)
             printed = log.read()
-            (claim.path.parent / "log.txt").write_text(printed)
+            log_file(claim.path.parent).write_text(printed)
     if child.returncode == claims.LOST:
         return None
     if child.returncode < 0:
@@ -75,7 +75,7 @@ def run(
 
 def main() -> None:
     request = json.load(sys.stdin)
-    experiment = config.from_json(request["experiment"])
+    experiment = from_json(request["experiment"])
     claim = Claim(epath.Path(request["claim"]))
     arguments = (claim, request["claimed"], request["parent"])
     threading.Thread(target=claims.hold, args=arguments, daemon=True).start()
@@ -89,14 +89,12 @@ def main() -> None:
     directory = claim.path.parent
     began = time.monotonic()
     train(experiment, directory, accept_changes=False)
-    unfinished = directory / f"{FINISHED}.tmp"
     record = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git": revision(),
         "seconds": round(time.monotonic() - began, 1),
     }
-    unfinished.write_text(json.dumps(record))
-    unfinished.replace(directory / FINISHED)
+    write_whole(finished_file(directory), json.dumps(record))
 
 
 def revision() -> str:

@@ -7,24 +7,24 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
-from llama_jax import checkpoint
 from llama_jax.attention import check_platform
 from llama_jax.config import Experiment
 from llama_jax.evaluation.ngrams import ngram_losses
 from llama_jax.evaluation.perplexity import mixture_loss, validation_losses
+from llama_jax.run import checkpoint
 from llama_jax.sharding import make_mesh
-from llama_jax.step import make_eval_step
+from llama_jax.step import make_eval_step, next_token_loss
 
 
 def evaluate_run(workdir: epath.Path, step: int, experiment: Experiment) -> None:
-    """Prints loss and perplexity by source, of the model and of unigram and bigram models that
-    counted the same training text."""
-    check_platform(experiment.model)
-    mesh = make_mesh(experiment.mesh, jax.devices())
+    """Print loss and perplexity by source, beside those of n-gram models of the training text."""
+    check_platform(experiment.execution)
+    mesh = make_mesh(experiment.execution.mesh, jax.devices())
     with jax.set_mesh(mesh):
-        model = checkpoint.restore_model(workdir, step, experiment)
-        losses = validation_losses(make_eval_step(), model, experiment, mesh)
-    ngrams = ngram_losses(experiment.data, experiment.run.eval_rows)
+        params = checkpoint.restore_model(workdir, step, experiment)
+        eval_step = make_eval_step(next_token_loss(experiment.execution))
+        losses = validation_losses(eval_step, params, None, experiment, mesh)
+    ngrams = ngram_losses(experiment.data, experiment.upkeep.eval_rows)
     unigram = {source: pair[0] for source, pair in ngrams.items()}
     bigram = {source: pair[1] for source, pair in ngrams.items()}
 

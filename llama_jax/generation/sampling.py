@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from llama_jax.attention import new_cache
 from llama_jax.config import UserError
-from llama_jax.decoder import Decoder, specs_of
+from llama_jax.generation.cache import new_cache
+from llama_jax.generation.decoder import Decoder, specs_of
 from llama_jax.sharding import ACTIVATION_RULES, activation_spec
 
 PREFILL = 512  # tokens of each prompt that go through the decoder at once
-CHUNK = 8  # tokens of each row between two looks of the host
+CHUNK = 8  # decode steps per host synchronisation
 NO_TOKEN = -1
 
 
@@ -38,7 +38,7 @@ def generate(
     eos_id: int | None = None,
     ended: Callable[[int, list[int]], bool] = lambda row, tokens: False,
 ) -> Iterator[list[list[int]]]:
-    """The continuations so far, time and again, each with up to CHUNK token ids more.
+    """Yield the continuations so far after every CHUNK steps.
 
     prompts: of one token or more each, and of any lengths. Other prompts of the batch change
     neither a continuation nor its draws, which follow from the seed and the number of the row.
@@ -48,7 +48,7 @@ def generate(
     rows = len(prompts)
     ways = mesh.size // mesh.shape["tensor"]
     B, T = -(-rows // ways) * ways, max(map(len, prompts))
-    # All prompts end at the same place. Rows that only fill up the mesh are done from the start.
+    # All prompts end at the same position. Rows that only fill up the mesh are done from the start.
     tokens_BT, first_B = np.zeros((B, T), np.int32), np.full(B, T - 1, np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, T - len(prompt) :] = prompt
@@ -93,7 +93,7 @@ def generate(
 
 @partial(jax.jit, donate_argnames="caches")
 def prefill(decoder: Decoder, tokens_BT, first_B, start, caches):
-    """(logits_BV of the last token, caches) after a block of the prompts."""
+    """Return logits_BV of the last token, and the caches, after a block of the prompts."""
 
     def on_device(decoder, tokens_BT, first_B, start, caches):
         x_BTD, caches = decoder.hidden(tokens_BT, first_B, start, caches)
@@ -110,22 +110,25 @@ def prefill(decoder: Decoder, tokens_BT, first_B, start, caches):
 
 @partial(jax.jit, static_argnames="sampling", donate_argnames=("logits_BV", "caches"))
 def decode(sampling, decoder, start, stop, eos_id, number_B, first_B, done_B, logits_BV, caches):
-    """(int32 [B, CHUNK] token ids, logits_BV, caches): the tokens at places start to stop - 1, with
-    NO_TOKEN after the end of a row. The loop ends with the last row."""
+    """Return int32 [B, CHUNK] token ids, logits_BV and the caches.
+
+    The tokens are those at positions start to stop - 1, with NO_TOKEN after the end of a row. The
+    loop ends with the last row.
+    """
 
     def on_device(decoder, number_B, first_B, done_B, logits_BV, caches):
         def step(state):
-            place, _, done_B, drawn_BT, logits_BV, caches = state
-            drawn_B = choose(sampling, logits_BV, number_B, place - first_B)
+            position, _, done_B, drawn_BT, logits_BV, caches = state
+            drawn_B = choose(sampling, logits_BV, number_B, position - first_B)
             kept_B = jnp.where(done_B, NO_TOKEN, drawn_B)
             drawn_BT = jax.lax.dynamic_update_slice_in_dim(
-                drawn_BT, kept_B[:, None], place - start, axis=1
+                drawn_BT, kept_B[:, None], position - start, axis=1
             )
             done_B |= drawn_B == eos_id
             # Every device must know, as they all take part in the sums of the next step.
             going = jax.lax.psum(jnp.sum(~done_B), ACTIVATION_RULES["B"]) > 0
-            x_BTD, caches = decoder.hidden(drawn_B[:, None], first_B, place, caches)
-            return place + 1, going, done_B, drawn_BT, decoder.logits(x_BTD)[:, 0], caches
+            x_BTD, caches = decoder.hidden(drawn_B[:, None], first_B, position, caches)
+            return position + 1, going, done_B, drawn_BT, decoder.logits(x_BTD)[:, 0], caches
 
         drawn_BT = jnp.full((len(done_B), CHUNK), NO_TOKEN)
         state = (start, True, done_B, drawn_BT, logits_BV, caches)
@@ -141,7 +144,7 @@ def decode(sampling, decoder, start, stop, eos_id, number_B, first_B, done_B, lo
 
 
 def choose(sampling: Sampling, logits_BV, number_B, position_B) -> jax.Array:
-    """A token id a row. Its draw depends on the seed, the row's number and the token's position."""
+    """Draw a token id for each row, by the seed, the row's number and the token's position."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = nucleus(sampling, logits_BV / sampling.temperature)
@@ -154,8 +157,11 @@ def choose(sampling: Sampling, logits_BV, number_B, position_B) -> jax.Array:
 
 
 def nucleus(sampling: Sampling, logits_BV: jax.Array) -> jax.Array:
-    """-inf in place of the logits that top_k and then top_p leave out, by the rule of the
-    reference code of LLaMA: a token is kept while the likelier ones hold no more than top_p."""
+    """Put -inf in place of the logits that top_k and then top_p leave out.
+
+    By the rule of LLaMA's reference code: a token is kept while the likelier ones hold no more than
+    top_p.
+    """
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     if sampling.top_k is not None:
         last_B1 = sorted_BV[:, : sampling.top_k][:, -1:]

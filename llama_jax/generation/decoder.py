@@ -2,7 +2,7 @@
 
 The layers are apart instead of stacked, and a matrix lies with the one letter that a product sums
 over last: XLA:CPU multiplies such rows with a vector at the speed of memory, columns at 3/4 of it,
-and rows of several letters (GRK, here H) at 1/4, as it computes each place's indices anew.
+and rows of several letters (GRK, here H) at 1/4, as it computes each element's indices again.
 
 Each device keeps its heads, its share of the MLP's width and of the vocabulary; two sums a layer
 join them. What is computed is model.py's, for T tokens more of each row. Shape letters:
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.lax import optimization_barrier
 from jax.sharding import reshard
 
-from llama_jax.attention import KVCache, attend_to_cache
 from llama_jax.config import MeshConfig, ModelConfig
-from llama_jax.int8 import Int8, quantize
+from llama_jax.generation.cache import KVCache, attend_to_cache
+from llama_jax.generation.int8 import Int8, quantize
 from llama_jax.model import Llama, RMSNorm, rotate, rotation_of
 from llama_jax.sharding import activation_spec
 
@@ -51,20 +51,20 @@ class Decoder:
     cfg: ModelConfig = flax.struct.field(pytree_node=False)
 
     def hidden(self, tokens_BT, first_B, start, caches: list[KVCache]):
-        """(x_BTD, the output of the final norm, caches). In shard_map: of a device's rows.
+        """Return x_BTD, the output of the final norm, and the caches, in shard_map.
 
-        The tokens go to places start, start + 1, ... of the caches. A row begins at place first_B
-        of them, and looks at nothing before it.
+        The tokens go to positions start, start + 1, ... of the caches. A row begins at position
+        first_B of them, and looks at nothing before it.
         """
-        places_T = start + jnp.arange(tokens_BT.shape[1])
-        places_C = jnp.arange(caches[0][0].shape[-2])
-        begun_BC = places_C[None] >= first_B[:, None]
-        past_TC = places_C[None] <= places_T[:, None]
+        cached_at_T = start + jnp.arange(tokens_BT.shape[1])
+        cached_at_C = jnp.arange(caches[0][0].shape[-2])
+        begun_BC = cached_at_C[None] >= first_B[:, None]
+        past_TC = cached_at_C[None] <= cached_at_T[:, None]
         mask_BTC = begun_BC[:, None] & past_TC[None]
-        positions_BT = places_T[None] - first_B[:, None]
+        positions_BT = cached_at_T[None] - first_B[:, None]
         rotation = rotation_of(positions_BT, self.cfg.head_dim, self.cfg.rope_theta)
 
-        x_BTD, updated = lookup(self.embed_VD, tokens_BT), []
+        x_BTD, updated = embed(self.embed_VD, tokens_BT), []
         for layer, cache in zip(self.layers, caches, strict=True):
             normed_BTD = layer.attn_norm(x_BTD)
             q_BTGRK = rotate(product(normed_BTD, layer.wq_GRKD), rotation, self.cfg.head_dim**-0.5)
@@ -76,32 +76,35 @@ class Decoder:
             gate_BTF = product(normed_BTD, layer.w_gate_FD)
             up_BTF = product(normed_BTD, layer.w_up_FD)
             # silu(gate) * up, divided last, as attention is: XLA:CPU computes a quotient once, but
-            # a product or a reshape anew for every row of the matrix that the vector meets next.
+            # a product or a reshape again for every row of the matrix that the vector meets next.
             hidden_BTF = gate_BTF * up_BTF / (1 + jnp.exp(-gate_BTF))
             x_BTD += jax.lax.psum(product(hidden_BTF, layer.w_down_DF), "tensor")
             updated.append(cache)
         return self.final_norm(x_BTD), updated
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """logits_BTV in fp32 of hidden()'s output. In shard_map: of a device's rows."""
+        """Return logits_BTV in fp32 of hidden()'s output. In shard_map: of a device's rows."""
         logits_BTV = product(x_BTD, self.head_VD, jnp.float32)
         return jax.lax.all_gather(logits_BTV, "tensor", axis=2, tiled=True)
 
 
 def specs_of(tree):
-    """How its arrays are split, for shard_map."""
+    """Return how its arrays are split, for shard_map."""
     return jax.tree.map(lambda x: jax.typeof(x).sharding.spec, tree)
 
 
 def mesh_for(cfg: ModelConfig, num_devices: int) -> MeshConfig:
-    """Of as many of the devices as can be used: each token's work is split over `tensor` as far as
-    heads, MLP width and vocabulary allow; over what is left, the rows are."""
+    """Return the mesh of as many devices as can be used.
+
+    Each token's work is split over `tensor` as far as heads, MLP width and vocabulary allow; over
+    what is left, the rows are.
+    """
     tensor = math.gcd(num_devices, cfg.kv_heads, cfg.mlp_dim, cfg.vocab_size)
     return MeshConfig(fsdp=math.gcd(num_devices // tensor, cfg.embed_dim), tensor=tensor)
 
 
-def lookup(embed_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    """x_BTD of tokens of the whole vocabulary, by devices that each have a share of it.
+def embed(embed_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    """Look up x_BTD of tokens of the whole vocabulary, by devices that each have a share of it.
 
     The barrier keeps XLA:CPU from widening the table once for all steps of a loop.
     """
@@ -112,8 +115,9 @@ def lookup(embed_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
 
 
 def product(x: jax.Array, w: Matrix, dtype=None) -> jax.Array:
-    """x_BT... times the matrix, summed in fp32 over all of x's letters but B and T, which are the
-    last of w's. dtype: of the result, by default x's.
+    """Multiply x_BT... with the matrix, summed in fp32 over all of x's letters but B and T.
+
+    These are the last of w's. dtype: of the result, by default x's.
 
     XLA:CPU multiplies a narrow matrix with several vectors by first writing all of it wide, and
     reads that. As a sum of products in one loop it widens what it has just read, and is no slower
@@ -143,12 +147,12 @@ def _sum(x_NI: jax.Array, w_OI: jax.Array) -> jax.Array:
     return optimization_barrier(jnp.sum(w_OI[:, None] * x_NI[None], axis=2)).T
 
 
-def lay_out(model: Llama, int8: bool = False) -> Decoder:
-    """The decoder of a model, on the mesh of jax.set_mesh; int8: with matrices in eight bits."""
+def to_decode_layout(model: Llama, int8: bool = False) -> Decoder:
+    """Lay out a model for decoding, on the mesh of jax.set_mesh; int8: matrices in eight bits."""
     cfg = model.cfg
 
     def rows(w: jax.Array, dims: str) -> Matrix:
-        """With the first letter, which a product sums over, last."""
+        """Put the first letter, which a product sums over, last."""
         w = reshard(jnp.moveaxis(w, 0, -1), activation_spec(dims[1:] + dims[0]))
         return quantize(w) if int8 else w.astype(cfg.compute_dtype)
 

@@ -1,20 +1,23 @@
 """loss.png: the curves of a run."""
 
+import io
+
 from etils import epath
 
 from llama_jax.config import UserError
-from llama_jax.metrics import metrics_path, read_metrics
+from llama_jax.run.metrics import read_metrics
+from llama_jax.run.workdir import loss_figure_file, metrics_file, write_whole
 
 
 def plot_losses(workdir: epath.Path) -> epath.Path:
-    """Draws the losses in metrics.jsonl against tokens; returns WORKDIR/loss.png."""
+    """Draw the losses in metrics.jsonl against tokens; return WORKDIR/loss.png."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    if not metrics_path(workdir).exists():
-        raise UserError(f"workdir: no {metrics_path(workdir)}; it is written by llama-jax train")
+    if not metrics_file(workdir).exists():
+        raise UserError(f"workdir: no {metrics_file(workdir)}; it is written by llama-jax train")
     rows = read_metrics(workdir)
     train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
     held_out = [(row["tokens"], row) for row in rows if "validation_loss" in row]
@@ -34,8 +37,7 @@ def plot_losses(workdir: epath.Path) -> epath.Path:
     axes.set(xlabel="tokens trained on", ylabel="loss (nats per token)")
     axes.legend(fontsize=8, ncols=2)
     axes.grid(alpha=0.3)
-    path, part = workdir / "loss.png", workdir / "loss.png.tmp"
-    with part.open("wb") as file:
-        figure.savefig(file, dpi=150, format="png")
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
     plt.close(figure)
-    return part.replace(path)
+    return write_whole(loss_figure_file(workdir), image.getvalue())

@@ -11,6 +11,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,8 +22,12 @@ import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
 
-from llama_jax.config import Experiment, UserError, from_json, to_json
+from llama_jax.config import Experiment, Upkeep, UserError
+from llama_jax.data.schedule import Entry, Schedule
+from llama_jax.experiment import from_json, override, to_json, validate
 from llama_jax.model import Llama
+from llama_jax.run.fingerprint import PIECE, fingerprints
+from llama_jax.run.workdir import checkpoints_dir, damaged_dir, locate, steps, tokenizer_file
 from llama_jax.sharding import abstract
 from llama_jax.step import TrainState, init_state
 
@@ -32,7 +37,6 @@ SHAPE_FIELDS = (
     *("num_layers", "embed_dim", "num_heads", "kv_heads", "mlp_dim"),
     *("vocab_size", "tie_embeddings"),
 )
-PIECE = 2**26  # bytes that are copied at a time on the way to or from a file
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory whose save was cut short
 
 
@@ -44,73 +48,89 @@ class DamagedCheckpoint(UserError):
 class Meta:
     """What a checkpoint says of itself."""
 
-    step: int  # updates made, and the number of the next batch
+    step: int  # updates made
+    schedule: Schedule  # which batch each step is computed from
     experiment: Experiment
     data_digest: str  # of the token store that was trained on
     fingerprints: dict[str, int]  # by parameter name
 
 
-def directory(workdir: epath.Path) -> epath.Path:
-    return workdir / "checkpoints"
+def open_run(text: str, overrides: Sequence[str]) -> tuple[epath.Path, int, Experiment]:
+    """Return workdir, step and the checkpoint's own experiment, of WORKDIR[@STEP].
+
+    overrides: "section.field=value" strings. Raises UserError.
+    """
+    workdir, step = locate(text)
+    experiment = read_meta(workdir, step).experiment
+    for change in overrides:
+        experiment = override(experiment, change)
+    validate(experiment)
+    return workdir, step, experiment
 
 
-def open_manager(workdir: epath.Path, experiment: Experiment) -> ocp.CheckpointManager:
-    """Saves in the background. Close it to wait for the last save."""
+def open_manager(workdir: epath.Path, upkeep: Upkeep) -> ocp.CheckpointManager:
+    """Return what saves in the background. Close it to wait for the last save."""
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=experiment.run.keep_last,
-        keep_period=experiment.run.keep_every,
+        max_to_keep=upkeep.keep_last,
+        keep_period=upkeep.keep_every,
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(directory(workdir).resolve(), options=options)
+    return ocp.CheckpointManager(checkpoints_dir(workdir).resolve(), options=options)
 
 
 def save(
-    manager: ocp.CheckpointManager, state: TrainState, experiment: Experiment, digest: str
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    experiment: Experiment,
+    schedule: Schedule,
+    digest: str,
 ) -> None:
-    """Starts to save the state under its step. digest: of the token store.
+    """Start to save the state under its step. digest: of the token store.
 
     Returns when the state is copied and may be donated; the files follow in the background.
     """
-    model, optimizer = by_name(state.model), by_name(state.opt_state)
+    model, optimizer = by_name(state.params), by_name(state.opt_state)
     step = int(jax.device_get(state.step))
-    fingerprints = _fingerprints(model) | _fingerprints(optimizer)
+    found = fingerprints(model) | fingerprints(optimizer)
     items = ocp.args.Composite(
         model=ocp.args.StandardSave(model, save_args=_chunks(model)),
         optimizer=ocp.args.StandardSave(optimizer),
-        meta=ocp.args.JsonSave(_meta(step, experiment, digest, fingerprints)),
+        meta=ocp.args.JsonSave(meta_json(step, experiment, schedule, digest, found)),
     )
     manager.save(step, args=items)
 
 
-def _meta(step: int, experiment: Experiment, digest: str, fingerprints: dict[str, int]):
-    """The fields of Meta, as JSON."""
+def meta_json(
+    step: int,
+    experiment: Experiment,
+    schedule: Schedule,
+    digest: str,
+    found: dict[str, int],
+) -> dict[str, Any]:
+    """Return the fields of Meta, as JSON. found: the fingerprints, by name."""
     return {
         "step": step,
+        "schedule": [entry._asdict() for entry in schedule.entries],
         "experiment": json.loads(to_json(experiment)),
         "data_digest": digest,
-        "fingerprints": fingerprints,
+        "fingerprints": found,
     }
 
 
-def steps(workdir: epath.Path) -> list[int]:
-    """The finished checkpoints, oldest first."""
-    if not directory(workdir).exists():
-        return []
-    return sorted(int(path.name) for path in directory(workdir).iterdir() if path.name.isdigit())
-
-
 def read_meta(workdir: epath.Path, step: int) -> Meta:
-    """A tokenizer.model in the workdir is the run's, wherever both are now.
+    """Read what a checkpoint says of itself; its tokenizer is the workdir's, wherever that is now.
 
-    Raises DamagedCheckpoint.
+    Raises DamagedCheckpoint, and UserError for one of another schema.
     """
     fields = _read(workdir, step, meta=ocp.args.JsonRestore())["meta"]
-    experiment = from_json(json.dumps(fields.pop("experiment")))
-    if (own := workdir / "tokenizer.model").exists():
+    where = f"checkpoint {checkpoints_dir(workdir) / str(step)}"
+    experiment = from_json(json.dumps(fields.pop("experiment")), where)
+    if (own := tokenizer_file(workdir)).exists():
         data = dataclasses.replace(experiment.data, tokenizer=str(own))
         experiment = dataclasses.replace(experiment, data=data)
-    return Meta(experiment=experiment, **fields)
+    schedule = Schedule(tuple(Entry(**entry) for entry in fields.pop("schedule")))
+    return Meta(experiment=experiment, schedule=schedule, **fields)
 
 
 def create(
@@ -129,7 +149,7 @@ def create(
     )
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     with ocp.CheckpointManager(
-        directory(unfinished).resolve(),
+        checkpoints_dir(unfinished).resolve(),
         item_handlers={
             "model": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
             "meta": ocp.JsonCheckpointHandler(),
@@ -137,18 +157,20 @@ def create(
     ) as manager:
         pieces = {k: ocp.SaveArgs(chunk_byte_size=PIECE) for k in zeros if "layers/" not in k}
         model = ocp.args.PyTreeSave(zeros, save_args=_chunks(zeros) | pieces)
-        meta = ocp.args.JsonSave(_meta(0, experiment, "", {}))
+        meta = ocp.args.JsonSave(meta_json(0, experiment, Schedule(), "", {}))
         manager.save(0, args=ocp.args.Composite(model=model, meta=meta))
     return {name: open_array(unfinished, 0, name) for name in shapes}
 
 
-def finish(workdir: epath.Path, experiment: Experiment, fingerprints: dict[str, int]) -> None:
+def finish(workdir: epath.Path, experiment: Experiment, found: dict[str, int]) -> None:
     """Says what the arrays that create() returned hold by now."""
     unfinished = workdir / "unfinished"
-    meta = ocp.args.JsonSave(_meta(0, experiment, "", fingerprints))
+    meta = ocp.args.JsonSave(meta_json(0, experiment, Schedule(), "", found))
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        checkpointer.save(directory(unfinished).resolve() / "0" / "meta", args=meta, force=True)
-    directory(unfinished).rename(directory(workdir))
+        checkpointer.save(
+            checkpoints_dir(unfinished).resolve() / "0" / "meta", args=meta, force=True
+        )
+    checkpoints_dir(unfinished).rename(checkpoints_dir(workdir))
     unfinished.rmdir()
 
 
@@ -171,7 +193,7 @@ def open_array(workdir: epath.Path, step: int, name: str) -> ts.TensorStore:
 
     Raises DamagedCheckpoint; reads of the array raise ValueError.
     """
-    path = str(directory(workdir).resolve() / str(step) / "model")
+    path = str(checkpoints_dir(workdir).resolve() / str(step) / "model")
     base = f"{path}/" if "://" in path else {"driver": "file", "path": f"{path}/"}
     spec = {
         "driver": "zarr",
@@ -185,70 +207,74 @@ def open_array(workdir: epath.Path, step: int, name: str) -> ts.TensorStore:
 
 
 def _chunks(arrays: dict[str, Any]) -> dict[str, ocp.SaveArgs]:
-    """Of stacked parameters, each layer by itself, so that one of them can be read alone."""
+    """Return SaveArgs that store each layer of a stacked parameter as a chunk, to be read alone."""
     return {
         name: ocp.SaveArgs(shard_axes=(0,) if name.startswith("layers/") else ()) for name in arrays
     }
 
 
 def restore_model(workdir: epath.Path, step: int, experiment: Experiment) -> Llama:
-    """The parameters of one checkpoint, on the mesh of jax.set_mesh. Raises DamagedCheckpoint."""
-    target = abstract(lambda: init_state(experiment)).model
+    """Restore a checkpoint's parameters, on the mesh of jax.set_mesh. Raises DamagedCheckpoint."""
+    target = abstract(lambda: init_state(experiment)).params
     return _restore(workdir, step, experiment, model=target)["model"]
 
 
 def restore_state(workdir: epath.Path, step: int, experiment: Experiment) -> TrainState:
-    """All of one checkpoint, on the mesh of jax.set_mesh, whatever mesh it was saved from.
+    """Restore all of one checkpoint, on the mesh of jax.set_mesh, whatever mesh it was saved from.
 
     Raises DamagedCheckpoint.
     """
     target = abstract(lambda: init_state(experiment))
-    items = _restore(workdir, step, experiment, model=target.model, optimizer=target.opt_state)
+    items = _restore(workdir, step, experiment, model=target.params, optimizer=target.opt_state)
     replicated = target.step.sharding
     return TrainState(
         step=jax.device_put(jnp.int32(step), replicated),
-        model=items["model"],
+        params=items["model"],
+        frozen=None,
         opt_state=items["optimizer"],
     )
 
 
-def restore_newest(workdir: epath.Path, experiment: Experiment, digest: str) -> TrainState | None:
-    """The newest state that can be read, None where nothing was saved.
+def restore_newest(
+    workdir: epath.Path, experiment: Experiment, digest: str
+) -> tuple[TrainState, Schedule] | None:
+    """Return the newest state that can be read, and its schedule; None where nothing was saved.
 
     Damaged checkpoints are named in a warning and moved to WORKDIR/damaged. Raises UserError if
     there are checkpoints and none can be read, or if it was trained on another token store.
     """
-    if directory(workdir).exists():
-        for path in directory(workdir).iterdir():
+    if checkpoints_dir(workdir).exists():
+        for path in checkpoints_dir(workdir).iterdir():
             if UNFINISHED in path.name:
                 log.warning("checkpoint %s was not finished; ignored", path)
     damaged: dict[int, DamagedCheckpoint] = {}
     for step in reversed(steps(workdir)):
         try:
             state = restore_state(workdir, step, experiment)
-            trained_on = read_meta(workdir, step).data_digest
+            meta = read_meta(workdir, step)
         except DamagedCheckpoint as e:
             damaged[step] = e
             log.warning("%s; skipped", e)
             continue
-        if trained_on != digest:
+        if meta.data_digest != digest:
             raise UserError(
                 f"data.store: {experiment.data.store} has digest {digest[:12]}, but checkpoint "
-                f"{step} in {workdir} was trained on {trained_on[:12]}; bring that store back or "
-                "use another --workdir"
+                f"{step} in {workdir} was trained on {meta.data_digest[:12]}; bring that store "
+                "back or use another --workdir"
             )
         if jax.process_index() == 0:
             for bad in damaged:
-                (workdir / "damaged").mkdir(exist_ok=True, parents=True)
-                earlier = sum(p.name.startswith(f"{bad}.") for p in (workdir / "damaged").iterdir())
-                moved = workdir / "damaged" / f"{bad}.{earlier}"
-                (directory(workdir) / str(bad)).rename(moved)
+                aside = damaged_dir(workdir)
+                aside.mkdir(exist_ok=True, parents=True)
+                earlier = sum(path.name.startswith(f"{bad}.") for path in aside.iterdir())
+                moved = aside / f"{bad}.{earlier}"
+                (checkpoints_dir(workdir) / str(bad)).rename(moved)
         multihost_utils.sync_global_devices("damaged checkpoints are out of the way")
-        return state
+        return state, meta.schedule
     if damaged:
         raise UserError(
-            f"workdir: none of the {len(damaged)} checkpoints in {directory(workdir)} can be read; "
-            f"the newest: {damaged[max(damaged)]}; train from the start in another --workdir"
+            f"workdir: none of the {len(damaged)} checkpoints in {checkpoints_dir(workdir)} can be "
+            f"read; the newest: {damaged[max(damaged)]}; train from the start in another --workdir"
         )
     return None
 
@@ -261,7 +287,7 @@ def _restore(
     names = {item: by_name(target) for item, target in targets.items()}
     arrays = _read(workdir, step, **{k: ocp.args.StandardRestore(v) for k, v in names.items()})
     for item in targets:
-        for name, fingerprint in _fingerprints(arrays[item]).items():
+        for name, fingerprint in fingerprints(arrays[item]).items():
             if fingerprint != meta.fingerprints.get(name):
                 raise damaged(workdir, step, f"{item} array {name} is not what was saved")
     return {
@@ -271,19 +297,19 @@ def _restore(
 
 
 def check_shapes(workdir: epath.Path, meta: Meta, experiment: Experiment) -> None:
-    """Raises UserError if the experiment's model has other arrays than the checkpoint."""
+    """Raise UserError if the experiment's model has other arrays than the checkpoint."""
     for field in SHAPE_FIELDS:
         saved, wanted = getattr(meta.experiment.model, field), getattr(experiment.model, field)
         if saved != wanted:
             raise UserError(
                 f"model.{field}: got {wanted}, but checkpoint "
-                f"{directory(workdir) / str(meta.step)} has {saved}; expected the same"
+                f"{checkpoints_dir(workdir) / str(meta.step)} has {saved}; expected the same"
             )
 
 
 def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
     try:
-        with ocp.CheckpointManager(directory(workdir).resolve()) as manager:
+        with ocp.CheckpointManager(checkpoints_dir(workdir).resolve()) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as e:  # orbax, tensorstore and json each have kinds of their own
         reason = str(e).splitlines()[0].partition(" See full")[0] if str(e) else ""
@@ -294,7 +320,7 @@ def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
 
 
 def _collect_failed_reads() -> None:
-    """Lets the other reads of a failed restore end, and not print the pages they would print."""
+    """Let the other reads of a failed restore end, and not print the pages they would print."""
     hooks, asyncio_log = (sys.excepthook, sys.unraisablehook), logging.getLogger("asyncio")
     level = asyncio_log.level
     sys.excepthook = sys.unraisablehook = lambda *_: None
@@ -306,61 +332,15 @@ def _collect_failed_reads() -> None:
 
 
 def damaged(workdir: epath.Path, step: int, reason: str) -> DamagedCheckpoint:
-    return DamagedCheckpoint(f"checkpoint {directory(workdir) / str(step)} is damaged: {reason}")
+    return DamagedCheckpoint(
+        f"checkpoint {checkpoints_dir(workdir) / str(step)} is damaged: {reason}"
+    )
 
 
 def by_name(tree: Any) -> dict[str, Any]:
-    """The leaves under names such as "layers/attn/wq_DGRK"."""
+    """Return the leaves under names such as "layers/attn/wq_DGRK"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): leaf
         for path, leaf in leaves
     }
-
-
-def _fingerprints(arrays: dict[str, jax.Array]) -> dict[str, int]:
-    return {name: int(x) for name, x in jax.device_get(_fingerprint_all(arrays)).items()}
-
-
-@jax.jit
-def _fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.tree.map(fingerprint, arrays)
-
-
-def fingerprint_of(values: np.ndarray, start: int) -> int:
-    """What a part of an array adds to the array's fingerprint, a bounded copy at a time.
-
-    start: the index of the part's first element among all of the array's, in C order.
-    """
-    size = values[0].size
-    rows = max(1, PIECE // values[0].nbytes)
-    return sum(
-        int(
-            _fingerprint_part(
-                values[i : i + rows].reshape(-1), np.uint32((start + i * size) % 2**32)
-            )
-        )
-        for i in range(0, len(values), rows)
-    )
-
-
-def fingerprint(x: jax.Array, start: int | jax.Array = 0) -> jax.Array:
-    """Sum modulo 2^32 of each element's bits times an odd hash of its place: any one changed bit
-    changes it; elements or blocks that change places do, but once in billions of times.
-
-    start: the place of x in an array, whose fingerprint is the sum of its parts'.
-    """
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    place = jnp.zeros_like(bits)
-    for axis, size in enumerate(x.shape):
-        iota = jax.lax.broadcasted_iota(
-            jnp.uint32, x.shape, axis, out_sharding=jax.typeof(x).sharding
-        )
-        place = place * jnp.uint32(size) + iota
-    place = place + jnp.uint32(start)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Wellons' lowbias32
-        place = (place ^ (place >> shift)) * jnp.uint32(factor)
-    return jnp.sum(bits * ((place ^ (place >> 16)) | 1), dtype=jnp.uint32)
-
-
-_fingerprint_part = jax.jit(fingerprint)

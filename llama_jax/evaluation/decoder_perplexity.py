@@ -1,4 +1,4 @@
-"""What decoding in eight bits costs: the perplexity of text that ships with the package."""
+"""The perplexity that a decoder gives to held-out text of the package: what eight bits cost."""
 
 import jax
 import jax.numpy as jnp
@@ -6,17 +6,17 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from sentencepiece import SentencePieceProcessor
 
-from llama_jax.attention import new_cache
 from llama_jax.config import LLAMA_MIXTURE, DataConfig
 from llama_jax.data import documents
-from llama_jax.decoder import Decoder, specs_of
+from llama_jax.generation.cache import new_cache
+from llama_jax.generation.decoder import Decoder, specs_of
 from llama_jax.sharding import activation_spec
 
 ROW_TOKENS = 256
 
 
 def held_out_rows(vocabulary: SentencePieceProcessor) -> np.ndarray:
-    """int32 [sources, ROW_TOKENS]: the beginning of each embedded source's held-out text."""
+    """Return int32 [sources, ROW_TOKENS]: the beginning of each embedded source's held-out text."""
     data = DataConfig(store="", batch_size=1)
     rows = []
     for source, _ in LLAMA_MIXTURE:
@@ -30,9 +30,9 @@ def held_out_rows(vocabulary: SentencePieceProcessor) -> np.ndarray:
 
 
 def perplexity(decoder: Decoder, rows_BT: np.ndarray) -> float:
-    """Of every token of the rows but the first ones, each seen from the start of its row."""
+    """Compute the perplexity of every token of the rows but the first ones."""
     ways = jax.sharding.get_mesh().size // jax.sharding.get_mesh().shape["tensor"]
-    # One row at a time, the same on all devices: logits of all places take much memory.
+    # One row at a time, the same on all devices: logits of all tokens take much memory.
     losses = [float(_mean_loss(decoder, np.tile(row_T, (ways, 1)))) for row_T in rows_BT]
     return float(np.exp(np.mean(losses)))
 

@@ -14,7 +14,7 @@ class Int8:
 
 
 def quantize(w: jax.Array) -> Int8:
-    """A matrix whose last axis is what a product sums over."""
+    """Quantise a matrix whose last axis is what a product sums over."""
     largest = jnp.max(jnp.abs(w), axis=-1, keepdims=True).astype(jnp.float32)
     scale = jnp.where(largest == 0, 1.0, largest / 127)
     return Int8(values=jnp.round(w / scale).astype(jnp.int8), scale=scale)

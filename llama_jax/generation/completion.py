@@ -7,8 +7,8 @@ from typing import Literal
 
 from sentencepiece import SentencePieceProcessor
 
-from llama_jax.decoder import Decoder
-from llama_jax.sample import Sampling, generate
+from llama_jax.generation.decoder import Decoder
+from llama_jax.generation.sampling import Sampling, generate
 
 UNDECODED = "\ufffd"  # what SentencePiece makes of the first bytes of a character
 
@@ -29,7 +29,7 @@ def complete(
     sampling: Sampling,
     stops: list[str],
 ) -> Iterator[list[Completion]]:
-    """The completions so far, time and again. stops: texts before which a completion ends."""
+    """Yield the completions so far, as they grow. stops: texts before which a completion ends."""
     heads = [[vocabulary.bos_id(), *vocabulary.encode(prompt)] for prompt in prompts]
     completions = [Completion(prompt) for prompt in prompts]
 
@@ -52,22 +52,22 @@ def complete(
         elif len(tokens) == max_tokens:
             completion.text, completion.end = text, "length"
         else:
-            completion.text = settled(text, stops)
+            completion.text = printable(text, stops)
         return completion.end is not None
 
     for _ in generate(decoder, heads, max_tokens, sampling, vocabulary.eos_id(), ended):
         yield completions
 
 
-def settled(text: str, stops: list[str]) -> str:
-    """The text without an end that could be the beginning of a character or of a stop."""
+def printable(text: str, stops: list[str]) -> str:
+    """Return the text without an end that could be the beginning of a character or of a stop."""
     text = text.rstrip(UNDECODED)
     begun = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
     return text[: len(text) - max(begun, default=0)]
 
 
 def print_text(states: Iterable[list[Completion]]) -> None:
-    """Each prompt and what goes on from it, as it comes; a later one waits for those before it."""
+    """Print each prompt and what goes on from it, as it comes, one prompt after the other."""
     row, printed = 0, ""
     for completions in states:
         for completion in completions[row:]:
@@ -81,7 +81,7 @@ def print_text(states: Iterable[list[Completion]]) -> None:
 
 
 def print_jsonl(states: Iterable[list[Completion]]) -> None:
-    """The fields of Completion, a line for each prompt, in their order."""
+    """Print the fields of Completion, a line for each prompt, in their order."""
     row = 0
     for completions in states:
         while row < len(completions) and completions[row].end is not None:

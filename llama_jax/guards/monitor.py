@@ -1,4 +1,4 @@
-"""What a training run says of itself: a line a step, its files, and the end if it has to stop."""
+"""A step's figures: a row, a line, and the end of the run if they are not finite."""
 
 import math
 import time
@@ -8,39 +8,49 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from llama_jax import checkpoint
 from llama_jax.config import Experiment
 from llama_jax.data.batches import describe
+from llama_jax.data.schedule import Schedule
 from llama_jax.evaluation.perplexity import mixture_loss
-from llama_jax.figures import plot_losses
 from llama_jax.flops import model_flops_per_token, num_params, peak_flops
-from llama_jax.metrics import Writer, metrics_path
 from llama_jax.progress import Progress, duration
+from llama_jax.run.loss_figure import plot_losses
+from llama_jax.run.metrics import Writer
+from llama_jax.run.workdir import (
+    checkpoints_dir,
+    config_file,
+    metrics_file,
+    nonfinite_file,
+    steps,
+    tensorboard_dir,
+    write_whole,
+)
 
 
 class NonFiniteLoss(RuntimeError):
     """Training cannot go on; the message names the step, its rows and the checkpoint before it."""
 
 
-class Report:
+class Monitor:
     """Turns the metrics of steps into lines, files and, if the loss is not finite, the end."""
 
     def __init__(
         self,
         experiment: Experiment,
         workdir: epath.Path,
+        schedule: Schedule,
         start: int,
         step_flops: int,
         manager: ocp.CheckpointManager,
     ):
-        """start: updates made before. step_flops: executed in a step, over all devices."""
+        """Open the run's files. start: updates made. step_flops: executed, of all devices."""
         self.experiment, self.workdir, self.step_flops = experiment, workdir, step_flops
-        self.manager = manager
+        self.schedule, self.manager = schedule, manager
         self.num_steps = experiment.run.num_steps
         self.tokens_per_step = experiment.data.batch_size * experiment.data.seq_len
         self.flops_per_token = model_flops_per_token(experiment.model, experiment.data.seq_len)
         self.peak, peak_source = peak_flops()
-        self.writer = Writer(workdir, start, experiment.run.wandb_project)
+        self.writer = Writer(workdir, start, experiment.upkeep.wandb_project)
         self.began = time.monotonic()
         self.progress = Progress(self.num_steps, start) if jax.process_index() == 0 else None
         self.note(
@@ -58,11 +68,11 @@ class Report:
             self.progress.note(text)
 
     def restart_clock(self) -> None:
-        """Leaves out what was not a step: evaluation and saving."""
+        """Leave out what was not a step: evaluation and saving."""
         self.clock = time.monotonic()
 
     def step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Reports the update that led to `step`; waits for it. Raises NonFiniteLoss."""
+        """Report the update that led to `step`; waits for it. Raises NonFiniteLoss."""
         values: dict[str, Any] = {k: v.item() for k, v in jax.device_get(metrics).items()}
         now = time.monotonic()
         seconds, self.clock = now - self.clock, now
@@ -94,12 +104,12 @@ class Report:
         self.note(f"step {step}: held-out loss {mean:.4f}  ({by_source})")
 
     def explain(self, step: int, values: dict[str, Any]) -> str:
-        rows = describe(self.experiment.data, step - 1)
-        path = self.workdir / f"nonfinite_step_{step}.txt"
+        rows = describe(self.experiment.data, self.schedule.batch(step - 1))
+        path = nonfinite_file(self.workdir, step)
         if jax.process_index() == 0:
-            path.write_text("\n".join(rows) + "\n")
+            write_whole(path, "\n".join(rows) + "\n")
         self.manager.wait_until_finished()
-        saved = checkpoint.steps(self.workdir)
+        saved = steps(self.workdir)
         kept = (
             f"checkpoint {saved[-1]} is the last good one"
             if saved
@@ -118,17 +128,17 @@ class Report:
         self.note(
             f"trained to step {self.num_steps} in {duration(time.monotonic() - self.began)}\n"
             f"  figure       {plot_losses(self.workdir)}\n"
-            f"  metrics      {metrics_path(self.workdir)}\n"
-            f"  TensorBoard  tensorboard --logdir {self.workdir / 'tensorboard'}\n"
-            f"  checkpoints  {checkpoint.directory(self.workdir)}\n"
-            f"  experiment   {self.workdir / 'config.json'}"
+            f"  metrics      {metrics_file(self.workdir)}\n"
+            f"  TensorBoard  tensorboard --logdir {tensorboard_dir(self.workdir)}\n"
+            f"  checkpoints  {checkpoints_dir(self.workdir)}\n"
+            f"  experiment   {config_file(self.workdir)}"
         )
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "Monitor":
         return self
 
     def __exit__(self, *exception) -> None:
-        """Gives back files and terminal, however the run ended."""
+        """Give back files and terminal, however the run ended."""
         self.writer.close()
         if self.progress is not None:
             self.progress.close()

@@ -9,6 +9,7 @@ import jax
 from etils import epath
 
 from llama_jax.config import UserError
+from llama_jax.run.workdir import metrics_file, tensorboard_dir, write_whole
 
 
 class Writer:
@@ -22,17 +23,15 @@ class Writer:
         self.destinations: list[Any] = []
         if jax.process_index() != 0:
             return
-        path = metrics_path(workdir)
+        path = metrics_file(workdir)
         if path.exists():
             kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_text("".join(json.dumps(row) + "\n" for row in kept))
-            unfinished.replace(path)
+            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.jsonl = path.open("a")
         import tensorboardX
 
         self.tensorboard = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1
+            str(tensorboard_dir(workdir)), purge_step=start_step + 1
         )
         self.wandb = None
         if wandb_project:
@@ -47,7 +46,7 @@ class Writer:
             )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """step: updates made. values may have names like "validation_loss/c4"."""
+        """Write a row. step: updates made. values may have names like "validation_loss/c4"."""
         if jax.process_index() != 0:
             return
         self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
@@ -67,22 +66,18 @@ class Writer:
 
 
 def check_wandb(project: str | None) -> None:
-    """Raises UserError if the experiment wants Weights & Biases and it is not installed."""
+    """Raise UserError if the experiment wants Weights & Biases and it is not installed."""
     if project and importlib.util.find_spec("wandb") is None:
         raise UserError(
-            f"run.wandb_project: got {project!r}, but wandb is not installed; run `pip install "
+            f"upkeep.wandb_project: got {project!r}, but wandb is not installed; run `pip install "
             "wandb`, or leave the field None"
         )
 
 
-def metrics_path(workdir: epath.Path) -> epath.Path:
-    return workdir / "metrics.jsonl"
-
-
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl. A last line that a kill cut short is left out."""
+    """Read the rows of metrics.jsonl, but for a last line that a kill cut short."""
     rows = []
-    for line in metrics_path(workdir).read_text().splitlines(keepends=True):
+    for line in metrics_file(workdir).read_text().splitlines(keepends=True):
         if line.endswith("\n"):
             rows.append(json.loads(line))
     return rows

@@ -1,0 +1,18 @@
+"""evaluate: held-out loss by source, beside n-gram models."""
+
+import argparse
+
+from llama_jax.commands import options
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    options.workdir(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from llama_jax.evaluation.held_out import evaluate_run
+    from llama_jax.run.checkpoint import open_run
+
+    workdir, step, experiment = open_run(args.workdir, args.overrides)
+    evaluate_run(workdir, step, experiment)
+    return 0

@@ -1,0 +1,62 @@
+"""Options that several verbs share, and parsers of an option's value."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+
+
+def experiment(parser: argparse.ArgumentParser) -> None:
+    """Add EXPERIMENT and --set."""
+    parser.add_argument(
+        "experiment", metavar="EXPERIMENT", help="a file such as experiments/quickstart.py"
+    )
+    overrides(parser)
+
+
+def workdir(parser: argparse.ArgumentParser) -> None:
+    """Add WORKDIR[@STEP] and --set."""
+    parser.add_argument(
+        "workdir", metavar="WORKDIR[@STEP]", help="a run; its newest checkpoint unless @STEP"
+    )
+    overrides(parser)
+
+
+def overrides(parser: argparse.ArgumentParser) -> None:
+    """Add --set."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="SECTION.FIELD=VALUE",
+        help="replace a field of the experiment, e.g. model.num_layers=8; may be repeated",
+    )
+
+
+def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
+    """Return a parser of an option's value, which argparse names when it refuses it."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high or math.isinf(value):
+            accepted = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"got {text}, expected {accepted}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+def positive(high: float = sys.float_info.max) -> Callable[[str], float]:
+    """Return a parser of a number that is finite and above 0."""
+
+    def parse(text: str) -> float:
+        value = float(text)
+        if not 0 < value <= high:
+            limit = f", at most {high}" if high < sys.float_info.max else ""
+            raise argparse.ArgumentTypeError(f"got {text}, expected a finite number above 0{limit}")
+        return value
+
+    parse.__name__ = "float"
+    return parse

@@ -1,0 +1,90 @@
+"""sweep: the experiments of a file, each trained once."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from llama_jax.commands import options
+from llama_jax.config import UserError
+
+EXPIRY = 60.0  # of a claim, in seconds
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="with get_sweep(), as in experiments/sweeps")
+    options.overrides(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what it is and what is done"
+    )
+    parser.add_argument("--slice", metavar="SLICE", help="of --dry-run: estimate time for it")
+    parser.add_argument(
+        "--price", type=options.positive(), help="of --slice: dollars for a chip and hour"
+    )
+    parser.add_argument(
+        "--workdir", help="a directory or bucket, shared by all machines (default: runs/NAME)"
+    )
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="begin with every Nth run from the Ith, then take what the other N-1 machines left",
+    )
+    parser.add_argument("--retry", action="store_true", help="try again what failed")
+    parser.add_argument(
+        "--expiry",
+        type=options.number(float, 4),
+        metavar="SECONDS",
+        help=f"without a sign of life, after which a run is taken over (default: {EXPIRY:g})",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from etils import epath
+
+    from llama_jax.plan.slices import parse
+    from llama_jax.scaling import board
+    from llama_jax.scaling import sweep as room
+
+    if args.slice is not None and not args.dry_run or args.price is not None and not args.slice:
+        raise UserError("--slice belongs to --dry-run, and --price to --slice")
+    for option, value in (
+        ("--retry", args.retry or None),
+        ("--shard", args.shard),
+        ("--expiry", args.expiry),
+    ):
+        if args.dry_run and value is not None:
+            raise UserError(f"{option} does nothing with --dry-run, which trains nothing")
+    workdir = epath.Path(args.workdir or f"runs/{Path(args.file).stem}")
+    runs = room.load(args.file, args.overrides, workdir)
+    try:
+        if args.dry_run:
+            workdir.exists()
+        else:
+            workdir.mkdir(parents=True, exist_ok=True)
+    except Exception as e:  # an OSError, or whatever the bucket's library has
+        reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
+        use = "read" if args.dry_run else "write to"
+        raise UserError(f"--workdir: cannot {use} {str(workdir)!r}: {reason}") from e
+    if args.dry_run:
+        board.print_plan(runs, parse(args.slice) if args.slice else None, args.price)
+        return 0
+    if args.retry:
+        room.retry(runs)
+    shown = board.Board(runs)
+    try:
+        room.work(runs, workdir, args.shard or (0, 1), args.expiry or EXPIRY, shown.update)
+    finally:
+        shown.close()
+    failed = [f"{r.name}: {room.state(r).note}" for r in runs if room.state(r).status == "failed"]
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    print(f"wrote {workdir}/results.csv")
+    return 1 if failed else 0
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Parse 1/3 as (0, 3). argparse names the option when it is refused."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected I/N, e.g. 1/3")
+    return int(i) - 1, int(n)

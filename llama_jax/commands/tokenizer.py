@@ -1,0 +1,37 @@
+"""tokenizer: trained on an experiment's mixture."""
+
+import argparse
+from pathlib import Path
+
+from llama_jax.commands import options
+from llama_jax.config import UserError
+from llama_jax.experiment import load
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    options.experiment(parser)
+    parser.add_argument(
+        "--vocab-size",
+        type=options.number(int, 1),
+        required=True,
+        help="pieces, the 256 bytes included",
+    )
+    parser.add_argument(
+        "--max-mb",
+        type=options.number(float, 0.1),
+        default=20.0,
+        help="text to train on (default: 20 MB)",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the model file to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    from llama_jax.data import tokenizer as room
+
+    data = load(args.experiment, args.overrides).data
+    try:
+        room.train(data, args.vocab_size, args.out, round(args.max_mb * 1e6))
+    except OSError as e:
+        raise UserError(f"--out: cannot write {str(args.out)!r}: {e.strerror or e}") from e
+    print(f"wrote {args.out}")
+    return 0

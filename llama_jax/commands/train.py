@@ -1,0 +1,84 @@
+"""train: an experiment, from the start or from where it was."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from llama_jax.commands import options
+from llama_jax.config import UserError
+from llama_jax.experiment import load
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    options.experiment(parser)
+    parser.add_argument(
+        "--workdir",
+        help="where everything of the run lies (default: runs/NAME of the experiment file)",
+    )
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="go on in a workdir begun with other values"
+    )
+    parser.add_argument(
+        "--slice",
+        metavar="SLICE",
+        help="take the experiment's mesh, remat and flags for this slice, e.g. v5p:4x4x4",
+    )
+    parser.add_argument(
+        "--profile",
+        type=options.number(int, 1),
+        default=0,
+        metavar="STEPS",
+        help="trace this many early steps into WORKDIR/profile, for TensorBoard",
+    )
+    parser.add_argument(
+        "--multihost",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS:PORT,PROCESSES,INDEX",
+        help="first join the other processes of the job; a TPU pod needs no value",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    experiment = load(args.experiment, args.overrides, args.slice)
+    workdir = args.workdir or f"runs/{Path(args.experiment).stem}"
+    from llama_jax.data import store
+
+    if args.multihost:
+        _join(args.multihost)
+    elif not store.exists(experiment.data):
+        print(f"preparing the token store {experiment.data.store}, once", file=sys.stderr)
+        sets = [word for text in args.overrides for word in ("--set", text)]
+        # In a process of its own: tokenizing needs TensorFlow, and training must not load it.
+        command = [sys.executable, "-m", "llama_jax", "prepare", args.experiment, *sets]
+        status = subprocess.run(command, check=False).returncode
+        if status != 0:
+            return status
+    from etils import epath
+
+    from llama_jax.guards.monitor import NonFiniteLoss
+    from llama_jax.train import train as run_training
+
+    try:
+        run_training(experiment, epath.Path(workdir), args.accept_changes, args.profile)
+    except NonFiniteLoss as e:
+        print(f"llama-jax train: {e}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _join(job: str) -> None:
+    import jax
+
+    try:
+        if job == "auto":
+            jax.distributed.initialize()
+            return
+        address, processes, index = job.split(",")
+        jax.distributed.initialize(address, int(processes), int(index))
+    except (ValueError, RuntimeError) as e:
+        raise UserError(
+            f"--multihost: got {job!r}, expected no value on a pod that JAX knows, or "
+            f"ADDRESS:PORT,PROCESSES,INDEX; {e}"
+        ) from e

@@ -1,0 +1,341 @@
+"""An experiment from its file, from JSON or by --set; validated, compared, identified."""
+
+import ast
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+
+from llama_jax.config import (
+    ATTENTION_KERNELS,
+    COMPUTE_DTYPES,
+    REMAT_POLICIES,
+    DataConfig,
+    Execution,
+    Experiment,
+    ModelConfig,
+    OptimizerConfig,
+    UserError,
+)
+
+SCHEMA = 1  # of an experiment in JSON; counts up when a field is renamed, moved or removed
+IDENTITY = ("model", "data", "optimizer", "run")  # the sections that a result depends on
+
+
+class UnnamedSlice(UserError):
+    """An experiment file that names slices, but not the one asked for."""
+
+
+def load(
+    path: str, overrides: typing.Sequence[str] = (), slice_name: str | None = None
+) -> Experiment:
+    """Read and validate an experiment. Raises UserError, as read and validate do."""
+    experiment = read(path, overrides, slice_name)
+    validate(experiment)
+    return experiment
+
+
+def read(
+    path: str, overrides: typing.Sequence[str] = (), slice_name: str | None = None
+) -> Experiment:
+    """Return the experiment that get_experiment() of the file at `path` returns, not yet validated.
+
+    overrides: "section.field=value" strings, applied in order.
+    slice_name: takes the execution under that name in the file's SLICES, a dict of Executions. A
+    file that names no slice goes on any.
+    Raises UserError for a file or value that cannot be used, UnnamedSlice for another slice.
+    """
+    module = execute(path)
+    try:
+        experiment = module.get_experiment()
+    except Exception as e:
+        raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            f"experiment: get_experiment() of {path} returned {type(experiment).__name__}; "
+            "it must return a llama_jax.config.Experiment"
+        )
+    experiment = _on_slice(path, experiment, getattr(module, "SLICES", {}), slice_name)
+    for text in overrides:
+        experiment = override(experiment, text)
+    return experiment
+
+
+def _on_slice(
+    path: str, experiment: Experiment, slices: dict[str, Execution], name: str | None
+) -> Experiment:
+    own = next((n for n, e in slices.items() if e == experiment.execution), None)
+    name, own = name or own, own or experiment.execution.slice
+    if name is None:
+        return experiment
+    execution = slices.get(name, experiment.execution)
+    if name not in slices and own not in (None, name):
+        raise UnnamedSlice(
+            f"--slice: {path} names no slice {name!r}; it has {', '.join(slices) or own}; "
+            f"llama-jax plan {path} --search --slice {name} finds a layout for another"
+        )
+    execution = dataclasses.replace(execution, slice=name)
+    return dataclasses.replace(experiment, execution=execution)
+
+
+def execute(path: str) -> types.ModuleType:
+    """Run the file at `path` and return its module. Raises UserError if it cannot be run."""
+    if not Path(path).is_file():
+        raise UserError(f"experiment: no file {path!r}; experiments/quickstart.py is one")
+    spec = importlib.util.spec_from_file_location("experiment", path)
+    if spec is None or spec.loader is None:
+        raise UserError(
+            f"experiment: {path!r} is not a Python file; experiments/quickstart.py is one"
+        )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
+    return module
+
+
+# Fields by name
+
+
+def fields(config: typing.Any, prefix: str = "") -> Iterator[tuple[str, typing.Any, typing.Any]]:
+    """Yield (name, type, value) of every field that is no config itself: "execution.mesh.fsdp"."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(hint) and isinstance(value, hint):
+            yield from fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint, value
+
+
+def override(experiment: Experiment, text: str) -> Experiment:
+    """Replace one field: override(e, "model.num_layers=8"). Raises UserError.
+
+    Values are Python literals; a field of type str takes the text as it stands.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise UserError(f"--set {text}: expected SECTION.FIELD=VALUE, e.g. model.num_layers=8")
+    return _override(experiment, key, key.split("."), value)
+
+
+def _override(config: typing.Any, key: str, names: list[str], value: str) -> typing.Any:
+    name, *inner = names
+    hints = typing.get_type_hints(type(config))
+    if name not in hints:
+        if isinstance(config, Experiment):
+            raise UserError(f"{key}: no section {name!r}; there are {', '.join(hints)}")
+        raise UserError(f"{key}: no such field; {_parent(key, names)} has {', '.join(hints)}")
+    hint = hints[name]
+    if dataclasses.is_dataclass(hint):
+        if not inner:
+            known = ", ".join(typing.get_type_hints(hint))
+            raise UserError(f"{key}: expected one of its fields, {key}.FIELD=VALUE: {known}")
+        return dataclasses.replace(
+            config, **{name: _override(getattr(config, name), key, inner, value)}
+        )
+    if inner:
+        raise UserError(f"{key}: no such field; {_parent(key, inner)} has no fields")
+    parsed = _parse(value, hint)
+    if not _matches(parsed, hint):
+        raise UserError(f"{key}: got {value!r}, expected {_type_name(hint)}")
+    return dataclasses.replace(config, **{name: parsed})
+
+
+def _parent(key: str, names: list[str]) -> str:
+    return ".".join(key.split(".")[: -len(names)])
+
+
+def _parse(text: str, hint: typing.Any) -> typing.Any:
+    if hint is str:
+        return text
+    if hint == str | None and text.lower() != "none":
+        return text
+    literals = {"true": True, "false": False, "none": None}
+    try:
+        value = literals[text.lower()] if text.lower() in literals else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    if hint is float and type(value) is int:
+        return float(value)
+    return value
+
+
+def _matches(value: typing.Any, hint: typing.Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return any(_matches(value, arg) for arg in args)
+    if origin is tuple and args[-1] is Ellipsis:
+        return isinstance(value, tuple) and all(_matches(v, args[0]) for v in value)
+    if origin is tuple:
+        return (
+            isinstance(value, tuple) and len(value) == len(args) and all(map(_matches, value, args))
+        )
+    return type(value) is hint
+
+
+def _type_name(hint: typing.Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+# What fits together
+
+ZERO_ALLOWED = ("seed", "warmup_steps", "weight_decay", "final_lr_ratio")
+Check = tuple[
+    bool, str, typing.Any, str
+]  # whether it holds, field, what was given, what is accepted
+
+
+def validate(experiment: Experiment) -> None:
+    """Raise UserError, naming field, value and what is accepted, unless the numbers fit."""
+    for name, hint, value in fields(experiment):
+        if not _matches(value, hint):
+            raise UserError(f"{name}: got {value!r}, expected {_type_name(hint)}")
+        if type(value) in (int, float):
+            zero = name.rpartition(".")[2] in ZERO_ALLOWED
+            if not (value >= 0 if zero else value > 0):
+                accepted = "0 or more" if zero else "more than 0"
+                raise UserError(f"{name}: got {value}, expected {accepted}")
+    checks = (
+        _model_checks(experiment.model),
+        _execution_checks(experiment),
+        _data_checks(experiment.data),
+        _optimizer_checks(experiment.optimizer, experiment.run.num_steps),
+    )
+    for section in checks:
+        for ok, field, given, accepted in section:
+            if not ok:
+                raise UserError(f"{field}: got {given}, expected {accepted}")
+
+
+def _one_of(field: str, given: str, accepted: typing.Iterable[str]) -> Check:
+    return given in accepted, field, repr(given), f"one of {', '.join(accepted)}"
+
+
+def _model_checks(model: ModelConfig) -> Iterator[Check]:
+    D, H, G = model.embed_dim, model.num_heads, model.kv_heads
+    yield D % H == 0, "model.num_heads", H, f"a divisor of model.embed_dim={D}"
+    even = f"an even head_dim for rotary pairs, but model.embed_dim={D} gives {model.head_dim}"
+    yield model.head_dim % 2 == 0, "model.num_heads", H, even
+    yield H % G == 0, "model.num_kv_heads", G, f"a divisor of model.num_heads={H}"
+    yield _one_of("model.compute_dtype", model.compute_dtype, COMPUTE_DTYPES)
+
+
+def _execution_checks(experiment: Experiment) -> Iterator[Check]:
+    model, data, execution = experiment.model, experiment.data, experiment.execution
+    mesh = execution.mesh
+    yield _one_of("run.gradient_dtype", experiment.run.gradient_dtype, COMPUTE_DTYPES)
+    yield _one_of("execution.attention", execution.attention, ATTENTION_KERNELS)
+    yield _one_of("execution.remat", execution.remat, REMAT_POLICIES)
+    for field, size, axis in (
+        ("model.embed_dim", model.embed_dim, "fsdp"),
+        ("model.num_kv_heads", model.kv_heads, "tensor"),
+        ("model.mlp_dim", model.mlp_dim, "tensor"),
+        ("model.vocab_size", model.vocab_size, "tensor"),
+    ):
+        ways = getattr(mesh, axis)
+        yield size % ways == 0, field, size, f"a multiple of execution.mesh.{axis}={ways}"
+    of_fsdp = f"a divisor of execution.mesh.fsdp={mesh.fsdp}"
+    yield mesh.fsdp % mesh.ring == 0, "execution.mesh.ring", mesh.ring, of_fsdp
+    ways = mesh.replica * mesh.fsdp * execution.micro_batches
+    multiple = (
+        "a multiple of execution.mesh.replica * execution.mesh.fsdp * execution.micro_batches = "
+        f"{ways}"
+    )
+    yield data.batch_size % ways == 0, "data.batch_size", data.batch_size, multiple
+    in_time = f"a multiple of execution.mesh.tensor={mesh.tensor} with sequence_parallel"
+    divides = not mesh.sequence_parallel or data.seq_len % mesh.tensor == 0
+    yield divides, "data.seq_len", data.seq_len, in_time
+
+
+def _data_checks(data: DataConfig) -> Iterator[Check]:
+    rates = [rate for _, rate in data.mixture]
+    names = [name for name, _ in data.mixture]
+    yield bool(names), "data.mixture", data.mixture, "at least one (source, rate)"
+    yield len(set(names)) == len(names), "data.mixture", names, "each source once"
+    yield all(r > 0 for r in rates), "data.mixture", rates, "rates above 0"
+    total = f"rates that sum to {sum(rates):g}"
+    yield abs(sum(rates) - 1) < 1e-6, "data.mixture", total, "1"
+
+
+def _optimizer_checks(optimizer: OptimizerConfig, num_steps: int) -> Iterator[Check]:
+    warmup = optimizer.warmup_steps
+    fewer = f"less than run.num_steps={num_steps}"
+    yield warmup < num_steps, "optimizer.warmup_steps", warmup, fewer
+    yield optimizer.b1 < 1, "optimizer.b1", optimizer.b1, "less than 1"
+    yield optimizer.b2 < 1, "optimizer.b2", optimizer.b2, "less than 1"
+    ratio = optimizer.final_lr_ratio
+    yield ratio <= 1, "optimizer.final_lr_ratio", ratio, "0 to 1"
+
+
+# JSON, and what is the same
+
+
+def to_json(experiment: Experiment) -> str:
+    """Return the text of config.json: every field, under the number of the schema."""
+    return json.dumps({"schema": SCHEMA, **dataclasses.asdict(experiment)}, indent=2)
+
+
+def from_json(text: str, where: str = "config.json") -> Experiment:
+    """Return the experiment that to_json wrote. where: it was read, for the error.
+
+    Raises UserError if the text is none, or of another schema than this version's.
+    """
+    try:
+        sections = json.loads(text)
+        schema = sections.pop("schema", None)
+        if schema == SCHEMA:
+            return _config(Experiment, sections)
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise UserError(f"{where}: not an experiment of this version of llama_jax: {e}") from e
+    if type(schema) is int and schema > SCHEMA:
+        raise UserError(
+            f"{where}: written by a newer llama_jax, in schema {schema}; this one reads schema "
+            f"{SCHEMA}: update llama_jax"
+        )
+    raise UserError(f"{where}: has schema {schema!r}, expected {SCHEMA}")
+
+
+def _config(kind: typing.Any, values: dict[str, typing.Any]) -> typing.Any:
+    hints = typing.get_type_hints(kind)
+    return kind(
+        **{
+            name: _config(hints[name], value)
+            if dataclasses.is_dataclass(hints[name])
+            else _tuples(value)
+            for name, value in values.items()
+        }
+    )
+
+
+def _tuples(value: typing.Any) -> typing.Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def identity(experiment: Experiment) -> str:
+    """Return the SHA-256, in hex, of the sections that a result depends on: see IDENTITY."""
+    sections = dataclasses.asdict(experiment)
+    what = {name: sections[name] for name in IDENTITY}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def changes(old: Experiment, new: Experiment) -> dict[str, tuple[typing.Any, typing.Any]]:
+    """Return field -> (old, new) for each field that differs: "execution.mesh.fsdp"."""
+    return {
+        name: (a, b)
+        for (name, _, a), (_, _, b) in zip(fields(old), fields(new), strict=True)
+        if a != b
+    }
+
+
+def differences(old: Experiment, new: Experiment) -> list[str]:
+    """Return one "section.field: OLD -> NEW" for each difference in what a result depends on."""
+    return [
+        f"{name}: {a!r} -> {b!r}"
+        for name, (a, b) in changes(old, new).items()
+        if name.partition(".")[0] in IDENTITY
+    ]

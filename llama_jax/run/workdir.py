@@ -1,0 +1,106 @@
+"""A run is its workdir: where each of its files lies, and how one is written whole or not at all.
+
+    WORKDIR/config.json        the experiment, as it was last started
+    WORKDIR/tokenizer.model    the tokenizer it was trained with
+    WORKDIR/checkpoints/STEP   see checkpoint.py; damaged ones are moved to WORKDIR/damaged
+    WORKDIR/metrics.jsonl, tensorboard/, loss.png, profile/, nonfinite_step_STEP.txt
+    WORKDIR/finished.json, failed.json, log.txt    of a sweep's run
+
+A workdir is a local path or gs://, and holds all that evaluating, sampling and exporting need.
+"""
+
+import secrets
+
+from etils import epath
+
+from llama_jax.config import UserError
+
+
+def config_file(workdir: epath.Path) -> epath.Path:
+    return workdir / "config.json"
+
+
+def tokenizer_file(workdir: epath.Path) -> epath.Path:
+    return workdir / "tokenizer.model"
+
+
+def checkpoints_dir(workdir: epath.Path) -> epath.Path:
+    return workdir / "checkpoints"
+
+
+def damaged_dir(workdir: epath.Path) -> epath.Path:
+    return workdir / "damaged"
+
+
+def metrics_file(workdir: epath.Path) -> epath.Path:
+    return workdir / "metrics.jsonl"
+
+
+def tensorboard_dir(workdir: epath.Path) -> epath.Path:
+    return workdir / "tensorboard"
+
+
+def loss_figure_file(workdir: epath.Path) -> epath.Path:
+    return workdir / "loss.png"
+
+
+def profile_dir(workdir: epath.Path) -> epath.Path:
+    return workdir / "profile"
+
+
+def nonfinite_file(workdir: epath.Path, step: int) -> epath.Path:
+    return workdir / f"nonfinite_step_{step}.txt"
+
+
+def finished_file(workdir: epath.Path) -> epath.Path:
+    return workdir / "finished.json"
+
+
+def failed_file(workdir: epath.Path) -> epath.Path:
+    return workdir / "failed.json"
+
+
+def log_file(workdir: epath.Path) -> epath.Path:
+    return workdir / "log.txt"
+
+
+def steps(workdir: epath.Path) -> list[int]:
+    """Return the steps of the finished checkpoints, oldest first."""
+    directory = checkpoints_dir(workdir)
+    if not directory.exists():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+
+
+def locate(text: str) -> tuple[epath.Path, int]:
+    """Return the workdir and the step that WORKDIR[@STEP] names; the newest, if it names none.
+
+    Raises UserError if there is no such checkpoint.
+    """
+    name, at, wanted = text.rpartition("@")
+    if not at or not wanted.isdigit():  # a path may have an @ of its own
+        name, wanted = text, ""
+    workdir = epath.Path(name)
+    found = steps(workdir)
+    if not found:
+        raise UserError(f"workdir: no checkpoint in {checkpoints_dir(workdir)}")
+    if wanted and int(wanted) not in found:
+        raise UserError(
+            f"workdir: no checkpoint {wanted!r} in {name}; there are {', '.join(map(str, found))}"
+        )
+    return workdir, int(wanted) if wanted else found[-1]
+
+
+def write_whole(path: epath.Path, content: str | bytes) -> epath.Path:
+    """Replace a file by `content`, so that a reader finds the old one or the new, and never a part.
+
+    Returns the path. Raises OSError, and leaves what was there.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        part.write_bytes(data)
+        return part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
