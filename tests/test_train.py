@@ -239,8 +239,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
         jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices())),
         caplog.at_level(logging.WARNING),
     ):
-        state = checkpoint.restore_newest(workdir, experiment, digest)
-    assert state is not None and int(state.step) == 9
+        restored = checkpoint.restore_newest(workdir, experiment, digest)
+    assert restored is not None and int(restored[0].step) == 9
     assert "checkpoints/12 is damaged: " in caplog.text and "; skipped" in caplog.text
     assert steps(workdir) == [6, 9]
     assert (workdir / "damaged/12.0").exists()  # nothing is thrown away
