@@ -31,12 +31,12 @@ from llama_jax.flops import model_flops_per_token
 from llama_jax.plan import program, slices
 from llama_jax.plan.estimate import Estimate, estimate, expected_mfu
 from llama_jax.plan.slices import GIB
+from llama_jax.plan.sources import import_closure
 
 MAXTEXT = "0.2.5"
 REPOSITORY = Path(__file__).resolve().parent.parent
 CACHE = program.cache_directory().parent / f"maxtext-{MAXTEXT}"
 BIN = CACHE / "venv" / "bin"
-SOURCES = "config sharding attention model loss optimizer step plan/slices".split()
 
 V4_FLAGS = "--xla_enable_async_all_gather=true TPU_MEGACORE=MEGACORE_DENSE"
 # Without what MaxText recommends for the SparseCores, which changes nothing here, and
@@ -173,8 +173,7 @@ def compile_maxtext(name: str, row: Row) -> Path:
 
 def compile_ours(name: str, row: Row) -> Path:
     experiment = experiment_of(row)
-    package = Path(config.__file__).parent
-    sources = [(package / f"{source}.py").read_text() for source in SOURCES]
+    sources = [file.read_text() for file in import_closure("llama_jax.plan.program")]
     prefix = CACHE / f"{name}-ours-{digest(config.to_json(experiment), *sources)}"
     if not prefix.with_suffix(".json").exists():
         path = f"PYTHONPATH={REPOSITORY}:{REPOSITORY / 'benchmarks'}"
@@ -213,7 +212,7 @@ def write_ours(name: str, prefix: str) -> None:
             jnp.int32,
             sharding=batch_sharding(mesh, experiment.mesh, "ABT"),
         )
-        batch = dict.fromkeys(("tokens", "targets", "segments", "positions"), x_ABT)
+        batch = dict.fromkeys(config.BATCH_KEYS, x_ABT)
         state = abstract(lambda: init_state(experiment))
         compiled = make_train_step(experiment).lower(state, batch).compile()
     memory = compiled.memory_analysis()

@@ -31,7 +31,7 @@ FLOORS = [
     ["formats.hf", "formats.meta", "formats.gguf", "formats.llama2c", "formats.proof"],
     ["formats.litgpt"],
     ["formats.exporter", "formats.importer"],
-    ["plan.slices"],
+    ["plan.slices", "plan.sources"],
     ["plan.estimate", "plan.arithmetic"],
     ["plan.program"],
     ["plan.report"],

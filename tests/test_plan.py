@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -15,7 +16,7 @@ import pytest
 
 from llama_jax import config
 from llama_jax.config import UserError
-from llama_jax.plan import arithmetic, figures, program, report, search, slices
+from llama_jax.plan import arithmetic, figures, program, report, search, slices, sources
 from llama_jax.plan.program import OutOfMemory
 from llama_jax.plan.slices import GIB
 
@@ -192,6 +193,26 @@ def test_the_cache_knows_what_a_program_is_made_of():
     assert path == program._path(tiny("optimizer.peak_lr=1", "data.seed=3"), SLICE)
     assert path != program._path(tiny("model.remat=nothing"), SLICE)
     assert path != program._path(tiny(), slices.parse("v6e:2x2"))
+
+
+@pytest.mark.parametrize(
+    ("file", "part_of_the_step"),
+    [
+        *((f"{name}.py", True) for name in ("step", "loss", "attention", "sharding", "config")),
+        *((f"{name}.py", False) for name in ("train", "plan/search", "data/store")),
+    ],
+)
+def test_a_change_of_what_the_step_imports_changes_its_name_in_the_cache(
+    file, part_of_the_step, monkeypatch, tmp_path
+):
+    package = tmp_path / "llama_jax"
+    shutil.copytree(sources.PACKAGE, package, ignore=shutil.ignore_patterns("corpus"))
+    monkeypatch.setattr(sources, "PACKAGE", package)
+    monkeypatch.setattr(program, "_code", program._code.__wrapped__)  # which remembers nothing
+    before = program._path(tiny(), SLICE)
+    with (package / file).open("a") as source:
+        source.write("# a change\n")
+    assert (program._path(tiny(), SLICE) != before) == part_of_the_step
 
 
 # Compiled

@@ -7,12 +7,11 @@ shapes alone: see the bands in tests/test_plan.py.
 import dataclasses
 import math
 
-from llama_jax.config import REMAT_POLICIES, Experiment, ModelConfig
+from llama_jax.config import LOSS_CHUNK, REMAT_POLICIES, Experiment, ModelConfig
 from llama_jax.flops import model_flops_per_token, num_matmul_params, num_params
 from llama_jax.plan.slices import Slice
 
 FP32, BF16 = 4, 2  # bytes
-LOSS_CHUNK = 512  # tokens whose logits exist at a time, see loss.py
 # As the compiler has it for 7B on v5e:8x8, where this misses its step by 2%.
 MATMUL_EFFICIENCY = 0.8  # share of the peak
 OTHER_COMPUTE = 0.08  # norms, rotations and casts, as a share of the matmuls

@@ -26,17 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax import config
-from llama_jax.config import Experiment, UserError
+from llama_jax.config import BATCH_KEYS, Experiment, UserError
 from llama_jax.plan import slices
 from llama_jax.plan.slices import GIB, Slice
+from llama_jax.plan.sources import import_closure
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 TIMEOUT_SECONDS = 1800.0  # twenty times what 7B takes on an idle core
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
-SOURCES = (
-    *("config", "sharding", "attention", "model", "loss", "optimizer", "step"),
-    *("plan/slices", "plan/program"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,9 +117,10 @@ def _path(experiment: Experiment, slice: Slice) -> Path:
 
 @functools.cache
 def _code() -> list[str]:
-    """What makes the step of an experiment: our sources and the packages they use."""
-    package = Path(config.__file__).parent
-    sources = [hashlib.sha256((package / f"{s}.py").read_bytes()).hexdigest() for s in SOURCES]
+    """Return what makes the step of an experiment: our sources, as far as this module imports them,
+    and the versions of the packages they use."""
+    files = import_closure("llama_jax.plan.program")
+    sources = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     return [*sources, *(f"{name} {version}" for name, version in versions().items())]
 
 
@@ -288,8 +286,7 @@ def _arguments(experiment: Experiment, mesh: Any) -> tuple[Any, dict[str, Any]]:
         jnp.int32,
         sharding=batch_sharding(mesh, experiment.mesh, "ABT"),
     )
-    names = ("tokens", "targets", "segments", "positions")
-    return abstract(lambda: init_state(experiment)), dict.fromkeys(names, x_ABT)
+    return abstract(lambda: init_state(experiment)), dict.fromkeys(BATCH_KEYS, x_ABT)
 
 
 def _stacked(jaxpr: Any) -> tuple[list[Any], list[Any], list[Any]]:
