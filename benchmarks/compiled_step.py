@@ -28,9 +28,9 @@ from rich.table import Table
 
 from llama_jax import config
 from llama_jax.flops import model_flops_per_token
-from llama_jax.plan import program, slices
+from llama_jax.hardware import GIB, parse_slice
+from llama_jax.plan import program
 from llama_jax.plan.estimate import Estimate, estimate, expected_mfu
-from llama_jax.plan.slices import GIB
 from llama_jax.plan.sources import import_closure
 
 MAXTEXT = "0.2.5"
@@ -188,7 +188,7 @@ def digest(*parts: str) -> str:
 
 def experiment_of(row: Row) -> config.Experiment:
     """The slice's, with one micro-batch."""
-    rows = row.tokens_per_chip * slices.parse(row.slice).num_chips // 2048
+    rows = row.tokens_per_chip * parse_slice(row.slice).num_chips // 2048
     overrides = [*row.overrides, "run.micro_batches=1", f"data.batch_size={rows}"]
     return config.load(
         str(REPOSITORY / "experiments" / f"{row.experiment}.py"), overrides, row.slice
@@ -205,7 +205,7 @@ def write_ours(name: str, prefix: str) -> None:
 
     row = ROWS[name]
     experiment = experiment_of(row)
-    mesh = make_mesh(experiment.mesh, slices.devices(slices.parse(row.slice)))
+    mesh = make_mesh(experiment.mesh, program.devices(parse_slice(row.slice)))
     with jax.set_mesh(mesh):
         x_ABT = jax.ShapeDtypeStruct(
             (1, experiment.data.batch_size, experiment.data.seq_len),
@@ -234,7 +234,7 @@ def write_ours(name: str, prefix: str) -> None:
 
 
 def add_rows(table: Table, row: Row, ours: Path, maxtext: Path) -> None:
-    chip = slices.parse(row.slice).chip
+    chip = parse_slice(row.slice).chip
     experiment = experiment_of(row)
     flops = row.tokens_per_chip * model_flops_per_token(experiment.model, experiment.data.seq_len)
     found = [read(row, prefix) for prefix in (ours, maxtext)]
@@ -264,7 +264,7 @@ def read(row: Row, prefix: Path) -> tuple[Estimate, int, int]:
     """A program's time, and its bytes of HBM and of the host's memory."""
     record = json.loads(prefix.with_suffix(".json").read_text())
     hlo = prefix.with_suffix(".hlo").read_text()
-    where = slices.parse(row.slice)
+    where = parse_slice(row.slice)
     result = estimate(hlo, where.chip, record["mesh_axes"], where.shape)
     # libtpu's peak is that of HBM or of the host's memory, whichever is more.
     hbm = min(record["peak_bytes"], record["argument_bytes"] + record["temp_bytes"])

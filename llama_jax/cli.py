@@ -638,7 +638,7 @@ def plot(args: argparse.Namespace) -> int:
 def sweep(args: argparse.Namespace) -> int:
     from etils import epath
 
-    from llama_jax.plan.slices import parse
+    from llama_jax.hardware import parse_slice
     from llama_jax.scaling import board
     from llama_jax.scaling import sweep as room
 
@@ -663,7 +663,7 @@ def sweep(args: argparse.Namespace) -> int:
         use = "read" if args.dry_run else "write to"
         raise UserError(f"--workdir: cannot {use} {str(workdir)!r}: {reason}") from e
     if args.dry_run:
-        board.print_plan(runs, parse(args.slice) if args.slice else None, args.price)
+        board.print_plan(runs, parse_slice(args.slice) if args.slice else None, args.price)
         return 0
     if args.retry:
         room.retry(runs)

@@ -8,7 +8,7 @@ import pytest
 
 from llama_jax import cli
 from llama_jax.config import UserError
-from llama_jax.plan.slices import CHIPS
+from llama_jax.hardware import CHIPS
 from llama_jax.scaling import figures, optimum, serving
 from llama_jax.scaling.decision import COSTS, LLAMA, Decision, decide, over_demand, quantity
 from llama_jax.scaling.law import NAMES, PUBLISHED, PUBLISHED_RANGES, Law

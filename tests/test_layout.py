@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # A module imports only those on the lines above its own, or none of ours.
 FLOORS = [
     ["config"],
-    ["sharding", "progress"],
+    ["sharding", "progress", "hardware"],
     ["attention"],
     ["model", "loss", "optimizer", "flops"],
     ["step"],
@@ -31,7 +31,7 @@ FLOORS = [
     ["formats.hf", "formats.meta", "formats.gguf", "formats.llama2c", "formats.proof"],
     ["formats.litgpt"],
     ["formats.exporter", "formats.importer"],
-    ["plan.slices", "plan.sources"],
+    ["plan.sources"],
     ["plan.estimate", "plan.arithmetic"],
     ["plan.program"],
     ["plan.report"],

@@ -16,12 +16,12 @@ import pytest
 
 from llama_jax import config
 from llama_jax.config import UserError
-from llama_jax.plan import arithmetic, figures, program, report, search, slices, sources
+from llama_jax.hardware import GIB, parse_slice
+from llama_jax.plan import arithmetic, figures, program, report, search, sources
 from llama_jax.plan.program import OutOfMemory
-from llama_jax.plan.slices import GIB
 
 EXPERIMENT = str(Path(__file__).parents[1] / "experiments/llama_7b.py")
-SLICE = slices.parse("v5e:2x2")
+SLICE = parse_slice("v5e:2x2")
 TINY = [
     "model.num_layers=2",
     "model.embed_dim=128",
@@ -87,19 +87,19 @@ def test_gpus_that_are_too_small_are_told_what_fits():
 def test_a_kernel_of_tpus_is_refused_on_gpus():
     message = "splash runs on TPUs, not on h100:4; --set model.attention=cudnn"
     with pytest.raises(UserError, match=message):
-        tiny(slice=slices.parse("h100:4"))
+        tiny(slice=parse_slice("h100:4"))
 
 
 def test_arithmetic_counts_parameters_exactly():
     e = config.load(EXPERIMENT, ["mesh.fsdp=64", "mesh.replica=1", "mesh.tensor=1"])
-    figures = arithmetic.work_out(e, slices.parse("v5e:8x8"))
+    figures = arithmetic.work_out(e, parse_slice("v5e:8x8"))
     norms = 65 * 4096
     assert figures.weights_bytes == 4 * ((6_738_415_616 - norms) // 64 + norms)
     assert figures.optimizer_bytes == 2 * figures.weights_bytes
 
 
 def test_moves_to_the_host_take_time_and_room():
-    pod = slices.parse("v5e:8x8")
+    pod = parse_slice("v5e:8x8")
     set = ["model.remat=offload", "mesh.fsdp=64", "mesh.replica=1", "mesh.tensor=1"]
     few, many = (
         arithmetic.work_out(config.load(EXPERIMENT, [*set, f"run.micro_batches={n}"]), pod)
@@ -192,7 +192,7 @@ def test_the_cache_knows_what_a_program_is_made_of():
     path = program._path(tiny(), SLICE)
     assert path == program._path(tiny("optimizer.peak_lr=1", "data.seed=3"), SLICE)
     assert path != program._path(tiny("model.remat=nothing"), SLICE)
-    assert path != program._path(tiny(), slices.parse("v6e:2x2"))
+    assert path != program._path(tiny(), parse_slice("v6e:2x2"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from llama_jax.config import MeshConfig
-from llama_jax.plan import slices
+from llama_jax.hardware import parse_slice
+from llama_jax.plan import program
 from llama_jax.sharding import FSDP, make_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +46,7 @@ def test_every_size_fits_each_of_its_slices_with_memory_to_spare():
     ],
 )
 def test_fsdp_is_laid_out_along_the_sides_of_the_torus(slice, mesh, fsdp):
-    made = make_mesh(mesh, slices.devices(slices.parse(slice)))
+    made = make_mesh(mesh, program.devices(parse_slice(slice)))
     assert tuple(made.shape[axis] for axis in FSDP) == fsdp
     for along in (made.devices[0, :, 0, 0, 0], made.devices[0, 0, 0, :, 0]):
         coords = [device.coords for device in along]

@@ -5,20 +5,16 @@ shapes alone: see the bands in tests/test_plan.py.
 """
 
 import dataclasses
-import math
 
 from llama_jax.config import LOSS_CHUNK, REMAT_POLICIES, Experiment, ModelConfig
 from llama_jax.flops import model_flops_per_token, num_matmul_params, num_params
-from llama_jax.plan.slices import Slice
+from llama_jax.hardware import HOST_BANDWIDTH, Slice
 
 FP32, BF16 = 4, 2  # bytes
 # As the compiler has it for 7B on v5e:8x8, where this misses its step by 2%.
 MATMUL_EFFICIENCY = 0.8  # share of the peak
 OTHER_COMPUTE = 0.08  # norms, rotations and casts, as a share of the matmuls
 HIDDEN = 0.85  # share of gathers that runs beside computation; sums of gradients do not
-# Memory of a host / its chips, bytes: cloud.google.com/tpu/docs, machine types with four chips.
-HOST_BYTES = {"v4": 407e9 / 4, "v5e": 192e9 / 4, "v5p": 448e9 / 4, "v6e": 720e9 / 4}
-HOST_BANDWIDTH = 16e9  # bytes/s of a chip, each way: jax-ml.github.io/scaling-book, PCIe
 HOST_SHARE = 0.5  # of the host's memory, that activations may take beside data and checkpoints
 
 
@@ -79,8 +75,7 @@ def host_seconds(offloaded_bytes: float, micro_batches: int, compute_seconds: fl
 
 
 def host_holds(offloaded_bytes: float, slice: Slice) -> bool:
-    share = HOST_SHARE / slice.chip.devices_per_chip
-    return offloaded_bytes <= share * HOST_BYTES.get(slice.chip.name, math.inf)
+    return offloaded_bytes <= HOST_SHARE / slice.chip.devices_per_chip * slice.chip.host_bytes
 
 
 def _tokens(experiment: Experiment) -> int:

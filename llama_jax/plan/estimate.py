@@ -31,7 +31,7 @@ import math
 import re
 from collections import defaultdict
 
-from llama_jax.plan.slices import Chip
+from llama_jax.hardware import Chip
 
 # Fitted on six published MFU of MaxText (22B on v4-128, 16B and 32B on v5e-256, 32B and 64B on
 # v5p-128, 70B on v5p-1024; attention counted causally), whose programs, by MaxText 0.2.5 and

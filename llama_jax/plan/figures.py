@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_jax.config import UserError
+from llama_jax.hardware import GIB
 from llama_jax.plan.report import Plan
-from llama_jax.plan.slices import GIB
 
 SUFFIXES = (".png", ".svg")
 

@@ -27,8 +27,7 @@ from typing import Any
 
 from llama_jax import config
 from llama_jax.config import BATCH_KEYS, Experiment, UserError
-from llama_jax.plan import slices
-from llama_jax.plan.slices import GIB, Slice
+from llama_jax.hardware import GIB, Slice, parse_slice
 from llama_jax.plan.sources import import_closure
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -224,7 +223,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     experiment = config.from_json(request["experiment"])
     try:
-        fields = dataclasses.asdict(_compile(experiment, slices.parse(request["slice"])))
+        fields = dataclasses.asdict(_compile(experiment, parse_slice(request["slice"])))
     except UserError as e:
         fields = {"error": str(e)}
     print(json.dumps(fields))
@@ -237,7 +236,7 @@ def _compile(experiment: Experiment, slice: Slice) -> Answer:
     from llama_jax.step import make_train_step
 
     start = time.monotonic()
-    mesh = make_mesh(experiment.mesh, slices.devices(slice))
+    mesh = make_mesh(experiment.mesh, devices(slice))
     with jax.set_mesh(mesh):
         state, batch = _arguments(experiment, mesh)
         traced = make_train_step(experiment).trace(state, batch)
@@ -270,6 +269,38 @@ def _compile(experiment: Experiment, slice: Slice) -> Answer:
         compile_rss_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         versions=versions(),
     )
+
+
+def devices(target: Slice) -> list[Any]:
+    """Return the devices of a slice that need not be there, to compile for. Raise UserError for
+    GPUs, and without libtpu, which aborts the whole process on some errors."""
+    chip, shape = target.chip, target.shape
+    if not chip.dimensions:
+        raise UserError(f"slice: {target.name}: programs are compiled for TPUs only")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no lock: no TPU is touched
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nor is the metadata server of a TPU VM
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    flat = (*shape, 1)[:3]  # libtpu counts three dimensions
+    options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    try:
+        topology = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{chip.name}:{'x'.join(map(str, shape))}",
+            chips_per_host_bounds=(min(flat[0], 2), min(flat[1], 2), 1),
+            wrap=(*chip.wraparound(shape), False)[:3],
+            num_slices=target.num_slices,
+            **options,
+        )
+    except RuntimeError as e:
+        if "TPU support not installed" not in str(e):
+            raise
+        raise UserError(
+            f"slice: libtpu, the compiler for {target.name}, is not installed; "
+            "pip install -r requirements-tpu.txt (no TPU is needed)"
+        ) from e
+    return list(topology.devices)
 
 
 def _arguments(experiment: Experiment, mesh: Any) -> tuple[Any, dict[str, Any]]:

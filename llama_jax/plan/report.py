@@ -5,13 +5,11 @@ from collections.abc import Sequence
 
 from llama_jax.config import Experiment
 from llama_jax.flops import model_flops_per_token
+from llama_jax.hardware import GIB, HOST_BANDWIDTH, Slice, parse_slice
 from llama_jax.plan import arithmetic
 from llama_jax.plan.estimate import A_SPREAD, B_SPREAD, Collective, Estimate, estimate, expected_mfu
 from llama_jax.plan.program import Answer, OutOfMemory, Program
-from llama_jax.plan.slices import GIB, Slice, parse
 
-CALIBRATED = ("v4", "v5e", "v5p")  # chips of the runs that estimate.py was fitted on
-WITHOUT_COSTS = ("tpu7x",)  # chips whose programs name no cycles, under libtpu 0.0.42.1
 LISTED_COLLECTIVES = 5
 
 
@@ -54,7 +52,7 @@ class Plan:
     chip_hours: tuple[float, float] | None
     price: float | None  # per chip and hour, as given
     cost: tuple[float, float] | None
-    watts: float | None  # of a chip, from slices.py
+    watts: float | None  # of a chip, from hardware.py
     energy_mwh: tuple[float, float] | None
     compile_seconds: float | None
     compile_rss_bytes: int | None
@@ -76,7 +74,7 @@ def make_plan(
         executed = rough.executed_flops
     elif found:
         executed = found.executed_flops
-        if slice.chip.name not in WITHOUT_COSTS:
+        if slice.chip.has_cycles:
             step_seconds, breakdown = found.step_seconds, found.breakdown
 
     data, run = experiment.data, experiment.run
@@ -124,7 +122,7 @@ def make_plan(
         breakdown=breakdown or {},
         collectives=found.collectives if found else (),
         uncounted=found.unknown if found else (),
-        calibrated=answer is not None and slice.chip.name in CALIBRATED,
+        calibrated=answer is not None and slice.chip.calibrated,
         mfu=mfu,
         tokens_per_second=rate,
         tokens=tokens * run.num_steps,
@@ -205,9 +203,9 @@ def lines(plan: Plan) -> list[str]:
         _row("HBM a device" if plan.devices > plan.chips else "HBM a chip", _hbm(plan)),
     ]
     if plan.host_bytes:
-        slice = parse(plan.slice)
+        slice = parse_slice(plan.slice)
         room = "" if arithmetic.host_holds(plan.host_bytes, slice) else ": MORE THAN HALF OF IT"
-        moved = plan.host_bytes * plan.micro_batches / arithmetic.HOST_BANDWIDTH
+        moved = plan.host_bytes * plan.micro_batches / HOST_BANDWIDTH
         out.append(
             _row(
                 "host memory",

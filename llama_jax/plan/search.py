@@ -12,11 +12,10 @@ from pathlib import Path
 
 from llama_jax import config
 from llama_jax.config import REMAT_POLICIES, Experiment, UserError
-from llama_jax.plan import slices
+from llama_jax.hardware import CHIPS, GIB, SHAPES_2D, SHAPES_3D, Slice, parse_slice
 from llama_jax.plan.arithmetic import host_holds, work_out
 from llama_jax.plan.program import Answer, compile_program
 from llama_jax.plan.report import Plan, brief, lines, make_plan
-from llama_jax.plan.slices import CHIPS, GIB, SHAPES_2D, SHAPES_3D, Slice
 from llama_jax.progress import Progress
 
 TENSOR_WAYS = (1, 2, 4, 8)
@@ -45,7 +44,7 @@ def plan_all(
                 f"--slice: {path} names no slice in mesh.slice; give one, e.g. --slice v5e:8x8"
             )
         names = [own]
-    wanted = [slices.parse(name) for name in names]
+    wanted = [parse_slice(name) for name in names]
     return [_plan(load(path, overrides, slice), slice, Path(path).stem, price) for slice in wanted]
 
 
@@ -277,7 +276,7 @@ def search(
 
     max_compiles: on each slice. Raises UserError if none fits.
     """
-    wanted = [slices.parse(text) for text in names] or _default_slices(path, overrides)
+    wanted = [parse_slice(text) for text in names] or _default_slices(path, overrides)
     queues = []
     for slice in wanted:
         if not slice.chip.dimensions:

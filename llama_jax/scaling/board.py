@@ -11,9 +11,9 @@ from rich.table import Table
 
 from llama_jax.config import UserError
 from llama_jax.data import store
+from llama_jax.hardware import Slice
 from llama_jax.plan import program, search
 from llama_jax.plan.report import make_plan
-from llama_jax.plan.slices import Slice
 from llama_jax.progress import duration
 from llama_jax.scaling.decision import quantity
 from llama_jax.scaling.sweep import Run, State, state

@@ -10,7 +10,7 @@ import numpy as np
 
 from llama_jax.config import LLAMA_7B, LLAMA_13B, LLAMA_33B, LLAMA_65B, UserError
 from llama_jax.flops import num_params
-from llama_jax.plan.slices import CHIPS
+from llama_jax.hardware import CHIPS
 from llama_jax.scaling import optimum, serving
 from llama_jax.scaling.fit import interval
 from llama_jax.scaling.law import NAMES, Law

@@ -3,7 +3,7 @@
 import dataclasses
 
 from llama_jax.config import UserError
-from llama_jax.plan.slices import CHIPS, Chip
+from llama_jax.hardware import CHIPS, Chip
 
 DAYS_PER_MONTH = 365.25 / 12
 TRAINING, INFERENCE = 6, 2  # FLOPs a parameter and token
@@ -33,7 +33,7 @@ class Assumptions:
 
 
 SOURCES = {
-    "train_chip": "the LLaMA paper's, A100-80GB; peak and watts: llama_jax/plan/slices.py",
+    "train_chip": "the LLaMA paper's, A100-80GB; peak and watts: llama_jax/hardware.py",
     "serve_chip": "as for training",
     "train_price": "AWS p4de.24xlarge on demand, us-east-1, November 2026, an eighth",
     "serve_price": "as for training",
