@@ -21,7 +21,7 @@ from pathlib import Path
 from llama_jax import config
 from llama_jax.config import Experiment, UserError
 
-EXPIRY = 60.0  # of a claim in a sweep, in seconds
+EXPIRY = 60.0  # of a lease in a sweep, in seconds
 
 
 def main() -> None:
@@ -639,8 +639,8 @@ def sweep(args: argparse.Namespace) -> int:
     from etils import epath
 
     from llama_jax.hardware import parse_slice
-    from llama_jax.scaling import board
-    from llama_jax.scaling import sweep as room
+    from llama_jax.sweeps import board
+    from llama_jax.sweeps import sweep as room
 
     if args.slice is not None and not args.dry_run or args.price is not None and not args.slice:
         raise UserError("--slice belongs to --dry-run, and --price to --slice")
@@ -682,15 +682,15 @@ def sweep(args: argparse.Namespace) -> int:
 def fit(args: argparse.Namespace) -> int:
     import jax
 
-    from llama_jax.scaling import points
+    from llama_jax.scaling import results
     from llama_jax.scaling.figures import draw_fit
     from llama_jax.scaling.fit import fit as fit_points
     from llama_jax.scaling.fit import to_json
-    from llama_jax.scaling.report import as_json, print_fit
+    from llama_jax.scaling.tables import as_json, print_fit
 
     jax.config.update("jax_platforms", "cpu")  # float64, which a TPU has not
-    columns = points.Columns(args.n, args.d, args.flops, args.loss, args.run_column)
-    data = points.read(args.table, columns, args.min_tokens_per_param)
+    columns = results.Columns(args.n, args.d, args.flops, args.loss, args.run_column)
+    data = results.read(args.table, columns, args.min_tokens_per_param)
     found = fit_points(data, str(args.table), args.bootstraps, args.seed)
     out = args.out or Path("runs") / args.table.stem
     laws = as_json(to_json(found))
@@ -711,10 +711,10 @@ def fit(args: argparse.Namespace) -> int:
 
 
 def budget(args: argparse.Namespace) -> int:
-    from llama_jax.scaling import serving
-    from llama_jax.scaling.decision import decide, over_demand
+    from llama_jax.scaling import costs
+    from llama_jax.scaling.budget import decide, over_demand
     from llama_jax.scaling.fit import read_law
-    from llama_jax.scaling.report import as_json, print_decision
+    from llama_jax.scaling.tables import as_json, print_decision
 
     rate = (args.requests_per_day, args.tokens_per_request, args.months)
     if args.inference_tokens is None and None in rate or args.inference_tokens and any(rate):
@@ -724,11 +724,11 @@ def budget(args: argparse.Namespace) -> int:
         )
     served = args.inference_tokens
     if served is None:
-        served = math.prod(rate) * serving.DAYS_PER_MONTH
+        served = math.prod(rate) * costs.DAYS_PER_MONTH
     given = vars(args)
-    names = [field.name for field in dataclasses.fields(serving.Assumptions)]
-    assumptions = serving.resolve(
-        serving.Assumptions(**{n: given[n] for n in names if given.get(n) is not None})
+    names = [field.name for field in dataclasses.fields(costs.Assumptions)]
+    assumptions = costs.resolve(
+        costs.Assumptions(**{n: given[n] for n in names if given.get(n) is not None})
     )
     targets = ("quality_of", "loss", "train_flops", "total_flops", "total_money", "total_energy")
     target = next((kind, given[kind]) for kind in targets if given[kind] is not None)

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from llama_jax.scaling.law import PowerLaw, power_law
-from llama_jax.scaling.points import Points
+from llama_jax.scaling.results import Points
 
 NUM_FLOPS = 1500  # values of C, evenly spaced in logarithm, as in the paper
 

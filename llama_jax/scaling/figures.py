@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from llama_jax.config import UserError
+from llama_jax.progress import quantity
 from llama_jax.scaling import envelope, parametric
-from llama_jax.scaling.decision import COSTS, Decision, best_for_tokens, quantity
+from llama_jax.scaling.budget import COSTS, Decision, best_for_tokens
 from llama_jax.scaling.fit import LEVEL, Fit, interval
 
 SUFFIXES = (".png", ".svg")

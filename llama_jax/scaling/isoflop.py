@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from llama_jax.scaling.law import PowerLaw, power_law
-from llama_jax.scaling.points import Points
+from llama_jax.scaling.results import Points
 
 SAME_BUDGET = 1.1  # runs whose FLOPs lie within this factor share a budget
 MIN_SIZES = 4  # at a budget: a parabola has three coefficients

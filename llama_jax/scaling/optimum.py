@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from llama_jax.scaling.costs import INFERENCE, TRAINING
 from llama_jax.scaling.law import Law
-from llama_jax.scaling.serving import INFERENCE, TRAINING
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from llama_jax.scaling.law import Law
-from llama_jax.scaling.points import Points
+from llama_jax.scaling.results import Points
 
 HUBER_DELTA = 1e-3
 # log A, log B, log E, alpha and beta of the 4500 starts.

@@ -1,7 +1,7 @@
 """A sweep: the experiments of a file, each trained once, and the table of their losses.
 
     WORKDIR/HASH/         the workdir of the experiment with that hash, as of llama-jax train
-    WORKDIR/HASH/*.claim  who trains it now, see claims.py
+    WORKDIR/HASH/*.lease  who trains it now, see lease.py
     WORKDIR/HASH/finished.json, failed.json, log.txt
     WORKDIR/results.csv   a row for each evaluation of each finished experiment
 
@@ -27,7 +27,8 @@ from llama_jax.config import Experiment, UserError
 from llama_jax.data import store
 from llama_jax.flops import model_flops_per_token, num_params
 from llama_jax.metrics import metrics_path, read_metrics
-from llama_jax.scaling import claims, worker
+from llama_jax.sweeps import worker
+from llama_jax.sweeps.lease import held, leases, living
 
 FAILED = "failed.json"  # in the directory of a run that ended before its end
 POLL_SECONDS = 1.0
@@ -139,9 +140,9 @@ def state(run: Run) -> State:
         }
     if finished(run):
         return State("finished", **known)
-    living = claims.living(claims.claims(run.directory), time.time())
-    if living:
-        return State("running", **known, note=living[0].owner)
+    holders = living(leases(run.directory), time.time())
+    if holders:
+        return State("running", **known, note=holders[0].owner)
     if failed(run):
         return State("failed", **known, note=_reason(run))
     return State("unfinished" if rows else "waiting", **known)
@@ -168,7 +169,7 @@ def work(
     """Trains all that is neither finished nor failed, one at a time; waits for what others train.
 
     shard: (i, n) begins with every nth run from the ith, so that machines rarely want the same.
-    expiry: of claims, in seconds. watch: called again and again with the run in hand, if any.
+    expiry: of leases, in seconds. watch: called again and again with the run in hand, if any.
     """
     _prepare(runs, workdir, expiry, watch)
     write_results(runs, workdir)
@@ -189,11 +190,11 @@ def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, watch) -> None
     """Token stores that are missing. Raises UserError if one cannot be made."""
     for run in runs:
         while not store.exists(run.experiment.data):
-            claimed = time.monotonic()
-            with claims.held(workdir / "prepare", expiry) as claim:
-                if claim is not None and not store.exists(run.experiment.data):
+            leased = time.monotonic()
+            with held(workdir / "prepare", expiry) as lease:
+                if lease is not None and not store.exists(run.experiment.data):
                     wait = functools.partial(watch, None)
-                    reason = worker.run(run.experiment, claim, claimed, True, wait)
+                    reason = worker.run(run.experiment, lease, leased, True, wait)
                     if reason:
                         raise UserError(f"{run.name}: no token store: {reason}")
             _wait(watch)
@@ -201,12 +202,12 @@ def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, watch) -> None
 
 def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, watch) -> bool:
     """Whether it was ours to do, and came to an end."""
-    claimed = time.monotonic()
-    with claims.held(run.directory, expiry) as claim:
-        if claim is None or finished(run) or failed(run):
+    leased = time.monotonic()
+    with held(run.directory, expiry) as lease:
+        if lease is None or finished(run) or failed(run):
             return False
         wait = functools.partial(watch, run)
-        reason = worker.run(run.experiment, claim, claimed, False, wait)
+        reason = worker.run(run.experiment, lease, leased, False, wait)
         if reason is None:
             return False
         if reason:

@@ -4,18 +4,17 @@ Everything is computed for the law and its bootstrap at once: arrays [1 + S], th
 """
 
 import dataclasses
-import math
 
 import numpy as np
 
 from llama_jax.config import LLAMA_7B, LLAMA_13B, LLAMA_33B, LLAMA_65B, UserError
 from llama_jax.flops import num_params
 from llama_jax.hardware import CHIPS
-from llama_jax.scaling import optimum, serving
+from llama_jax.scaling import costs, optimum
+from llama_jax.scaling.costs import INFERENCE, TRAINING, Assumptions
 from llama_jax.scaling.fit import interval
 from llama_jax.scaling.law import NAMES, Law
 from llama_jax.scaling.optimum import Choice
-from llama_jax.scaling.serving import INFERENCE, TRAINING, Assumptions
 
 # Parameters, and tokens of training (paper Table 2).
 LLAMA = {
@@ -24,8 +23,6 @@ LLAMA = {
     "LLaMA-33B": (num_params(LLAMA_33B), 1.4e12),
     "LLaMA-65B": (num_params(LLAMA_65B), 1.4e12),
 }
-
-
 NUM_DEMANDS, MARGIN = 60, 30.0  # of a figure; the factor by which it reaches beyond what it shows
 # The quantities that a unit's costs are, of training and in all.
 COSTS = {
@@ -71,8 +68,8 @@ def decide(
     cannot be reached."""
     laws = _stack(law, samples)
     kind, value = target
-    limit = serving.max_params(assumptions)
-    rates = serving.rates(assumptions)
+    limit = costs.max_params(assumptions)
+    rates = costs.rates(assumptions)
     equal = {
         unit: served * r.served_as_flops(assumptions.prompt_share) for unit, r in rates.items()
     }
@@ -140,7 +137,7 @@ def over_demand(law: Law, samples: Law | None, decision: Decision) -> list[Decis
 def best_for_tokens(decision: Decision, name: str) -> float:
     """The demand for which one of LLAMA is the cheapest of its loss, in the decision's unit; below
     0 if there is none."""
-    rate = serving.rates(decision.assumptions)[decision.unit]
+    rate = costs.rates(decision.assumptions)[decision.unit]
     share = rate.served_as_flops(decision.assumptions.prompt_share)
     return decision.llama[name]["best for tokens"].value / share
 
@@ -192,10 +189,10 @@ def _figures(
     train, serve = CHIPS[a.train_chip], CHIPS[a.serve_chip]
     train_flops = TRAINING * choice.params * choice.tokens
     served_flops = INFERENCE * choice.params * served
-    hours = serving.chip_hours(train_flops, train, a.train_mfu)
+    hours = costs.chip_hours(train_flops, train, a.train_mfu)
     share = a.prompt_share
-    serve_hours = serving.chip_hours(served_flops * share, serve, a.prefill_mfu)
-    serve_hours += serving.chip_hours(served_flops * (1 - share), serve, a.decode_mfu)
+    serve_hours = costs.chip_hours(served_flops * share, serve, a.prefill_mfu)
+    serve_hours += costs.chip_hours(served_flops * (1 - share), serve, a.decode_mfu)
     found = {
         "parameters": choice.params,
         "training tokens": choice.tokens,
@@ -211,16 +208,16 @@ def _figures(
         found["training dollars"] = hours * a.train_price
         found["total dollars"] = hours * a.train_price + serve_hours * a.serve_price
     if train.watts and serve.watts:
-        spent = serving.energy_mwh(hours, train.watts, a.pue)
-        total = spent + serving.energy_mwh(serve_hours, serve.watts, a.pue)
+        spent = costs.energy_mwh(hours, train.watts, a.pue)
+        total = spent + costs.energy_mwh(serve_hours, serve.watts, a.pue)
         found["training MWh"] = spent
         found["total MWh"] = total
-        found["total tCO2eq"] = serving.carbon_tonnes(total, a.kg_per_kwh)
+        found["total tCO2eq"] = costs.carbon_tonnes(total, a.kg_per_kwh)
     found["weights GB"] = choice.params * a.bytes_per_param / 1e9
-    found["ms per token, batch of one"] = serving.ms_per_token(choice.params, a)
+    found["ms per token, batch of one"] = costs.ms_per_token(choice.params, a)
     if name in equal and not of_total:
-        costs = [c.flops(equal[name]) for c in (choice, chinchilla)]
-        found["saving"] = 1 - costs[0] / costs[1]
+        both = [c.flops(equal[name]) for c in (choice, chinchilla)]
+        found["saving"] = 1 - both[0] / both[1]
         as_flops = equal[name] / served if served else 1.0
         found["break-even tokens"] = optimum.break_even(choice, chinchilla) / as_flops
     return {key: _figure(values) for key, values in found.items()}
@@ -245,18 +242,3 @@ def _llama(laws: Law, model: Choice) -> dict[str, Figure]:
 
 def _figure(values: np.ndarray) -> Figure:
     return Figure(float(values[0]), interval(values[1:]) if len(values) > 1 else None)
-
-
-def quantity(value: float) -> str:
-    """As 6.97B or 1.25T; a demand that never comes is infinite."""
-    if math.isnan(value):
-        return "-"
-    if value == math.inf:
-        return "never"
-    rounded = float(f"{value:.3g}")
-    if abs(rounded) >= 1e15:
-        return f"{value:.2e}"
-    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(rounded) >= factor:
-            return f"{rounded / factor:.3g}{letter}"
-    return f"{rounded:.3g}"

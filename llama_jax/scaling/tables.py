@@ -8,10 +8,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from llama_jax.scaling.decision import Decision, Figure, option, quantity
+from llama_jax.progress import quantity
+from llama_jax.scaling.budget import Decision, Figure, option
+from llama_jax.scaling.costs import SOURCES, Assumptions, resolve
 from llama_jax.scaling.fit import LEVEL, Approach, Fit, interval, ranges
 from llama_jax.scaling.law import NAMES
-from llama_jax.scaling.serving import SOURCES, Assumptions, resolve
 
 METHODS = {1: "envelope of curves", 2: "IsoFLOP parabolas", 3: "parametric law"}
 
@@ -42,8 +43,8 @@ def print_fit(fit: Fit) -> None:
         table.add_row(name, form.format(getattr(fit.law, name)), _range(low, high, form))
     console.print(table)
     console.print(
-        f"Huber objective {fit.objective:.6e}; a fit without the dearest fifth of the runs "
-        f"predicts their loss to {fit.dearest_error:.2%}",
+        f"Huber objective {fit.objective:.6e}; a fit without the fifth of the runs with most "
+        f"FLOPs predicts their loss to {fit.extrapolation_error:.2%}",
         highlight=False,
         soft_wrap=True,
     )

@@ -14,9 +14,8 @@ from llama_jax.data import store
 from llama_jax.hardware import Slice
 from llama_jax.plan import program, search
 from llama_jax.plan.report import make_plan
-from llama_jax.progress import duration
-from llama_jax.scaling.decision import quantity
-from llama_jax.scaling.sweep import Run, State, state
+from llama_jax.progress import duration, quantity
+from llama_jax.sweeps.sweep import Run, State, state
 
 REFRESH_SECONDS = 5.0
 SECONDS_BETWEEN_LINES = 15.0
