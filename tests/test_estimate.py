@@ -23,13 +23,12 @@ from llama_jax.plan.estimate import (
     A_SPREAD,
     B_SCALE,
     B_SPREAD,
-    CAUSAL,
-    DIAGONAL_WASTE,
     KINDS,
     Estimate,
     estimate,
     expected_mfu,
 )
+from llama_jax.plan.hlo import CAUSAL, DIAGONAL_WASTE
 
 V5E = CHIPS["v5e"]
 needs_libtpu = pytest.mark.skipif(
@@ -168,7 +167,7 @@ def test_a_loop_runs_from_its_start_to_its_limit_in_its_steps():
     assert (unbounded.unknown, unbounded.step_seconds) == (("while",), pytest.approx(2 * COMPUTE))
 
 
-def test_of_branches_the_dearest_counts():
+def test_of_branches_the_slowest_counts():
     branch = """%{0} (p: f32[8]) -> f32[8] {{
   %p = f32[8]{{0}} parameter(0)
   ROOT %r = f32[8]{{0}} negate(%p), {1}
