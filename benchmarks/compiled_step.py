@@ -29,13 +29,13 @@ from rich.table import Table
 from llama_jax import config
 from llama_jax.flops import model_flops_per_token
 from llama_jax.hardware import GIB, parse_slice
-from llama_jax.plan import program
+from llama_jax.plan.compile import cache_directory, devices, versions
 from llama_jax.plan.estimate import Estimate, estimate, expected_mfu
 from llama_jax.plan.sources import import_closure
 
 MAXTEXT = "0.2.5"
 REPOSITORY = Path(__file__).resolve().parent.parent
-CACHE = program.cache_directory().parent / f"maxtext-{MAXTEXT}"
+CACHE = cache_directory().parent / f"maxtext-{MAXTEXT}"
 BIN = CACHE / "venv" / "bin"
 
 V4_FLAGS = "--xla_enable_async_all_gather=true TPU_MEGACORE=MEGACORE_DENSE"
@@ -173,7 +173,7 @@ def compile_maxtext(name: str, row: Row) -> Path:
 
 def compile_ours(name: str, row: Row) -> Path:
     experiment = experiment_of(row)
-    sources = [file.read_text() for file in import_closure("llama_jax.plan.program")]
+    sources = [file.read_text() for file in import_closure("llama_jax.plan.compile")]
     prefix = CACHE / f"{name}-ours-{digest(config.to_json(experiment), *sources)}"
     if not prefix.with_suffix(".json").exists():
         path = f"PYTHONPATH={REPOSITORY}:{REPOSITORY / 'benchmarks'}"
@@ -205,7 +205,7 @@ def write_ours(name: str, prefix: str) -> None:
 
     row = ROWS[name]
     experiment = experiment_of(row)
-    mesh = make_mesh(experiment.mesh, program.devices(parse_slice(row.slice)))
+    mesh = make_mesh(experiment.mesh, devices(parse_slice(row.slice)))
     with jax.set_mesh(mesh):
         x_ABT = jax.ShapeDtypeStruct(
             (1, experiment.data.batch_size, experiment.data.seq_len),
@@ -219,7 +219,7 @@ def write_ours(name: str, prefix: str) -> None:
     assert memory
     record = {
         "experiment": dataclasses.asdict(experiment),
-        "versions": program.versions(),
+        "versions": versions(),
         "mesh_axes": dict(mesh.shape),
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,

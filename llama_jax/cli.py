@@ -430,7 +430,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
-    from llama_jax.plan.figures import check_name, draw
+    from llama_jax.plan.figure import check_name, draw
     from llama_jax.plan.report import lines, table
     from llama_jax.plan.search import plan_all, search, write_experiment
 

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from llama_jax.config import UserError
 from llama_jax.hardware import CHIPS, GIB, Slice, parse_slice
-from llama_jax.plan import program
+from llama_jax.plan.compile import devices
 from llama_jax.plan.estimate import (
     A_SCALE,
     A_SPREAD,
@@ -91,9 +91,9 @@ def test_devices_without_libtpu_name_the_remedy(monkeypatch):
 
     monkeypatch.setattr(topologies, "get_topology_desc", get_topology_desc)
     with pytest.raises(UserError, match="pip install -r requirements-tpu.txt"):
-        program.devices(parse_slice("v5e:8x8"))
+        devices(parse_slice("v5e:8x8"))
     with pytest.raises(UserError, match="h100:8: programs are compiled for TPUs only"):
-        program.devices(parse_slice("h100:8"))
+        devices(parse_slice("h100:8"))
 
 
 # Programs by hand
@@ -531,10 +531,10 @@ def test_scales_and_spreads_are_those_of_a_leave_one_out_fit(which, scale, sprea
 def test_chips_are_as_libtpu_has_them(name):
     """The kind and number of the devices, and the HBM that is left to a program."""
     where = parse_slice(name)
-    devices = program.devices(where)
-    assert len(devices) == where.num_devices
-    assert {device.device_kind for device in devices} == {where.chip.device_kind}
-    sharding = jax.sharding.SingleDeviceSharding(devices[0])
+    found = devices(where)
+    assert len(found) == where.num_devices
+    assert {device.device_kind for device in found} == {where.chip.device_kind}
+    sharding = jax.sharding.SingleDeviceSharding(found[0])
     huge = jax.ShapeDtypeStruct((2**38,), jnp.int8, sharding=sharding)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Ran out of memory on HBM") as error:
         jax.jit(jnp.negative).lower(huge).compile()
@@ -544,7 +544,7 @@ def test_chips_are_as_libtpu_has_them(name):
 
 @needs_libtpu
 def test_a_scan_of_matmuls_is_as_many_matmuls():
-    (device,) = program.devices(parse_slice("v5e:1x1"))
+    (device,) = devices(parse_slice("v5e:1x1"))
 
     def of(layers: int) -> Estimate:
         def scan(x, w):
@@ -567,9 +567,7 @@ def test_a_scan_of_matmuls_is_as_many_matmuls():
 @needs_libtpu
 def test_a_gather_over_an_axis_and_a_matmul_split_over_another():
     where = parse_slice("v5e:4x4")
-    mesh = jax.make_mesh(
-        (4, 4), ("fsdp", "tensor"), (AxisType.Auto,) * 2, devices=program.devices(where)
-    )
+    mesh = jax.make_mesh((4, 4), ("fsdp", "tensor"), (AxisType.Auto,) * 2, devices=devices(where))
 
     def array(spec: P) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
@@ -591,7 +589,7 @@ def test_a_splash_attention_call():
         splash_attention_mask,
     )
 
-    (device,) = program.devices(parse_slice("v5e:1x1"))
+    (device,) = devices(parse_slice("v5e:1x1"))
     B, H, T, K = 2, 4, 1024, 128
     causal = splash_attention_mask.CausalMask((T, T))
     mask = splash_attention_mask.MultiHeadMask([causal] * H)

@@ -13,7 +13,7 @@ import pytest
 
 from llama_jax.config import MeshConfig
 from llama_jax.hardware import parse_slice
-from llama_jax.plan import program
+from llama_jax.plan.compile import devices
 from llama_jax.sharding import FSDP, make_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def test_every_size_fits_each_of_its_slices_with_memory_to_spare():
     ],
 )
 def test_fsdp_is_laid_out_along_the_sides_of_the_torus(slice, mesh, fsdp):
-    made = make_mesh(mesh, program.devices(parse_slice(slice)))
+    made = make_mesh(mesh, devices(parse_slice(slice)))
     assert tuple(made.shape[axis] for axis in FSDP) == fsdp
     for along in (made.devices[0, :, 0, 0, 0], made.devices[0, 0, 0, :, 0]):
         coords = [device.coords for device in along]

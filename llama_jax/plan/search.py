@@ -13,8 +13,8 @@ from pathlib import Path
 from llama_jax import config
 from llama_jax.config import REMAT_POLICIES, Experiment, UserError
 from llama_jax.hardware import CHIPS, GIB, SHAPES_2D, SHAPES_3D, Slice, parse_slice
-from llama_jax.plan.arithmetic import host_holds, work_out
-from llama_jax.plan.program import Answer, compile_program
+from llama_jax.plan.analytic import estimate_analytically, host_holds
+from llama_jax.plan.compile import CompileResult, compile_step
 from llama_jax.plan.report import Plan, brief, lines, make_plan
 from llama_jax.progress import Progress
 
@@ -45,59 +45,61 @@ def plan_all(
             )
         names = [own]
     wanted = [parse_slice(name) for name in names]
-    return [_plan(load(path, overrides, slice), slice, Path(path).stem, price) for slice in wanted]
+    return [
+        _plan(load(path, overrides, target), target, Path(path).stem, price) for target in wanted
+    ]
 
 
-def load(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
+def load(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
     """The experiment for a slice. Raises UserError, naming the nearest mesh that works."""
-    experiment = _read(path, overrides, slice)
+    experiment = _read(path, overrides, target)
     mesh = experiment.mesh
     ways = (mesh.replica, mesh.fsdp, mesh.tensor)
     try:
         config.validate(experiment)
-        if math.prod(ways) != slice.num_devices:
+        if math.prod(ways) != target.num_devices:
             raise UserError(
                 f"mesh: replica * fsdp * tensor = {' * '.join(map(str, ways))} = "
-                f"{math.prod(ways)}, but {slice.name} has {slice.num_devices} devices"
+                f"{math.prod(ways)}, but {target.name} has {target.num_devices} devices"
             )
-        if mesh.replica % slice.num_slices:
+        if mesh.replica % target.num_slices:
             raise UserError(
                 f"mesh.replica: got {mesh.replica}, expected a multiple of the "
-                f"{slice.num_slices} slices"
+                f"{target.num_slices} slices"
             )
     except UserError as e:
-        near = nearest(experiment, slice)
+        near = nearest(experiment, target)
         if near is None:
             raise
         raise UserError(f"{e}; the nearest that works is {words(experiment, near)}") from e
     runs_on = {"splash": "TPUs", "cudnn": "NVIDIA GPUs"}.get(experiment.model.attention)
-    takes, kernel = ("TPUs", "splash") if slice.chip.dimensions else ("NVIDIA GPUs", "cudnn")
+    takes, kernel = ("TPUs", "splash") if target.chip.dimensions else ("NVIDIA GPUs", "cudnn")
     if runs_on not in (None, takes):
         raise UserError(
             f"model.attention: {experiment.model.attention} runs on {runs_on}, not on "
-            f"{slice.name}; --set model.attention={kernel}"
+            f"{target.name}; --set model.attention={kernel}"
         )
     return experiment
 
 
-def _read(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
+def _read(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
     """The experiment for a slice, whether its placement can be or not."""
-    experiment = config.load(path, (), slice.name)
+    experiment = config.load(path, (), target.name)
     for text in overrides:
         experiment = config.override(experiment, text)
     return experiment
 
 
-def _plan(experiment: Experiment, slice: Slice, name: str, price: float | None) -> Plan:
-    plan = _plan_once(experiment, slice, name, price)
+def _plan(experiment: Experiment, target: Slice, name: str, price: float | None) -> Plan:
+    plan = _plan_once(experiment, target, name, price)
     if plan.fits:
         return plan
     remedies = []
-    for near in _remedies(experiment, slice, plan.hbm_peak_bytes)[:MAX_REMEDIES_COMPILED]:
+    for near in _remedies(experiment, target, plan.hbm_peak_bytes)[:MAX_REMEDIES_COMPILED]:
         change = words(experiment, near)
         print(f"does not fit; trying {change}", file=sys.stderr)
         try:
-            better = _plan_once(near, slice, name, price)
+            better = _plan_once(near, target, name, price)
         except UserError as e:
             print(e, file=sys.stderr)
             continue
@@ -108,13 +110,13 @@ def _plan(experiment: Experiment, slice: Slice, name: str, price: float | None) 
     return dataclasses.replace(plan, remedies=tuple(remedies))
 
 
-def _plan_once(experiment: Experiment, slice: Slice, name: str, price: float | None) -> Plan:
+def _plan_once(experiment: Experiment, target: Slice, name: str, price: float | None) -> Plan:
     """Compiled, or by arithmetic for GPUs, whose compiler is not here."""
-    answer = _compile(name, experiment, slice) if slice.chip.dimensions else None
-    return make_plan(name, experiment, slice, answer, price)
+    result = _compile(name, experiment, target) if target.chip.dimensions else None
+    return make_plan(name, experiment, target, result, price)
 
 
-def _compile(name: str, experiment: Experiment, slice: Slice):
+def _compile(name: str, experiment: Experiment, target: Slice):
     watch = sys.stderr.isatty()
     end = "\r" if watch else "\n"
     last = -math.inf
@@ -122,27 +124,29 @@ def _compile(name: str, experiment: Experiment, slice: Slice):
     def progress(seconds: float) -> None:
         nonlocal last
         if watch or seconds - last >= 15:
-            print(f"compiling {name} for {slice.name}, {seconds:.0f} s", end=end, file=sys.stderr)
+            print(f"compiling {name} for {target.name}, {seconds:.0f} s", end=end, file=sys.stderr)
             last = seconds
 
-    answer = compile_program(experiment, slice, progress)
+    result = compile_step(experiment, target, progress)
     if watch and last > 0:
         print("\x1b[K", end="", file=sys.stderr)  # clears the line
-    return answer
+    return result
 
 
 # Placements
 
 
-def meshes(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
+def meshes(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
     """The experiment on every mesh over the slice's devices that divides its model."""
-    n = slice.num_devices
+    n = target.num_devices
     for tensor in TENSOR_WAYS:
-        for replica in (r for r in range(slice.num_slices, n + 1, slice.num_slices) if n % r == 0):
+        for replica in (
+            r for r in range(target.num_slices, n + 1, target.num_slices) if n % r == 0
+        ):
             fsdp, rest = divmod(n, replica * tensor)
-            if rest or (replica & (replica - 1) and replica != slice.num_slices):
+            if rest or (replica & (replica - 1) and replica != target.num_slices):
                 continue
-            for ring in (1, *rings(slice, fsdp)):
+            for ring in (1, *rings(target, fsdp)):
                 mesh = dataclasses.replace(
                     experiment.mesh,
                     replica=replica,
@@ -154,10 +158,10 @@ def meshes(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
                 yield dataclasses.replace(experiment, mesh=mesh)
 
 
-def rings(slice: Slice, fsdp: int) -> list[int]:
+def rings(target: Slice, fsdp: int) -> list[int]:
     """The side of the torus for fsdp's ring, or none: of 8 or more, because a short ring leaves
     much to its planes, and the shortest, because the matmuls of a long one are too small."""
-    return sorted(side for side in slice.shape if side >= 8 and fsdp % side == 0)[:1]
+    return sorted(side for side in target.shape if side >= 8 and fsdp % side == 0)[:1]
 
 
 def _valid(experiment: Experiment) -> bool:
@@ -168,7 +172,7 @@ def _valid(experiment: Experiment) -> bool:
     return True
 
 
-def nearest(experiment: Experiment, slice: Slice) -> Experiment | None:
+def nearest(experiment: Experiment, target: Slice) -> Experiment | None:
     """The valid placement whose mesh and micro-batches differ least from the experiment's."""
 
     def distance(other: Experiment) -> float:
@@ -181,7 +185,7 @@ def nearest(experiment: Experiment, slice: Slice) -> Experiment | None:
 
     candidates = (
         dataclasses.replace(e, run=dataclasses.replace(e.run, micro_batches=micro_batches))
-        for e in meshes(experiment, slice)
+        for e in meshes(experiment, target)
         for micro_batches in _divisors(experiment.data.batch_size)
     )
     return min(filter(_valid, candidates), key=distance, default=None)
@@ -191,10 +195,10 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def placements(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
+def placements(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
     """On every mesh, in every number of micro-batches, under every remat policy."""
     for e, micro_batches, remat in itertools.product(
-        meshes(experiment, slice), _divisors(experiment.data.batch_size), REMAT_POLICIES
+        meshes(experiment, target), _divisors(experiment.data.batch_size), REMAT_POLICIES
     ):
         model = dataclasses.replace(e.model, remat=remat)
         run = dataclasses.replace(e.run, micro_batches=micro_batches)
@@ -215,20 +219,20 @@ def words(old: Experiment, new: Experiment) -> str:
     return " ".join(out)
 
 
-def _remedies(experiment: Experiment, slice: Slice, needed: float | None) -> list[Experiment]:
+def _remedies(experiment: Experiment, target: Slice, needed: float | None) -> list[Experiment]:
     """Placements one or two changes away, the fastest that should fit first.
 
     needed: bytes, if the compiler said so. By it, or by not fitting, the experiment itself tells
     how far the arithmetic is off.
     """
-    limit = slice.chip.hbm_bytes
-    correction = (needed or ROUGH * limit) / work_out(experiment, slice).peak_bytes
+    limit = target.chip.hbm_bytes
+    correction = (needed or ROUGH * limit) / estimate_analytically(experiment, target).peak_bytes
     near = []
-    for e in placements(experiment, slice):
+    for e in placements(experiment, target):
         changes = (e.mesh != experiment.mesh) + (e.run != experiment.run)
         changes += e.model != experiment.model
-        figures = work_out(e, slice)
-        held = host_holds(figures.offloaded_bytes, slice)
+        figures = estimate_analytically(e, target)
+        held = host_holds(figures.offloaded_bytes, target)
         if not 0 < changes <= 2 or not held:
             continue
         if figures.peak_bytes * correction < (1 - MIN_SPARE) * limit:
@@ -243,23 +247,25 @@ def _remedies(experiment: Experiment, slice: Slice, needed: float | None) -> lis
 class _Queue:
     """Placements to compile for one slice, and what compiling has taught."""
 
-    slice: Slice
+    target: Slice
     waiting: list[Experiment]  # the fastest by arithmetic first
     left: int  # to compile at the most
-    correction: float = 1.0  # peak bytes of the compiler / by arithmetic, in its latest answer
+    correction: float = 1.0  # peak bytes by the compiler / by arithmetic, in its latest result
 
     def pop(self) -> Experiment | None:
-        limit = (1 - MIN_SPARE) * self.slice.chip.hbm_bytes
+        limit = (1 - MIN_SPARE) * self.target.chip.hbm_bytes
         while self.left and self.waiting:
             experiment = self.waiting.pop(0)
-            if work_out(experiment, self.slice).peak_bytes * self.correction < limit * ROUGH:
+            peak = estimate_analytically(experiment, self.target).peak_bytes
+            if peak * self.correction < limit * ROUGH:
                 self.left -= 1
                 return experiment
         return None
 
     def learn(self, experiment: Experiment, plan: Plan) -> None:
         if plan.hbm_peak_bytes:
-            self.correction = plan.hbm_peak_bytes / work_out(experiment, self.slice).peak_bytes
+            rough = estimate_analytically(experiment, self.target)
+            self.correction = plan.hbm_peak_bytes / rough.peak_bytes
 
 
 def search(
@@ -278,21 +284,21 @@ def search(
     """
     wanted = [parse_slice(text) for text in names] or _default_slices(path, overrides)
     queues = []
-    for slice in wanted:
-        if not slice.chip.dimensions:
-            raise UserError(f"--search: {slice.name}: programs are compiled for TPUs only")
-        experiment = _for_tpu(_read(path, overrides, slice))
-        queues.append(_Queue(slice, _promising(experiment, overrides, slice), max_compiles))
+    for target in wanted:
+        if not target.chip.dimensions:
+            raise UserError(f"--search: {target.name}: programs are compiled for TPUs only")
+        experiment = _for_tpu(_read(path, overrides, target))
+        queues.append(_Queue(target, _promising(experiment, overrides, target), max_compiles))
     if not any(queue.waiting for queue in queues):
         raise UserError(
-            f"--search: by arithmetic nothing fits {', '.join(slice.name for slice in wanted)} "
+            f"--search: by arithmetic nothing fits {', '.join(target.name for target in wanted)} "
             "within what --set fixes; name a larger slice, or fix less"
         )
     found = _compile_all(Path(path).stem, queues, price, jobs or _default_jobs())
     if not found:
         raise UserError(
             f"--search: nothing compiled leaves {MIN_SPARE:.0%} of HBM to spare on "
-            f"{', '.join(slice.name for slice in wanted)}; try a larger slice or more --compiles"
+            f"{', '.join(target.name for target in wanted)}; try a larger slice or more --compiles"
         )
     return _pareto(found)
 
@@ -305,7 +311,7 @@ def _compile_all(
     progress = Progress(total, 0)
     progress.note(
         f"compiling at most {total} programs, {jobs} at a time, for "
-        f"{', '.join(queue.slice.name for queue in queues)}"
+        f"{', '.join(queue.target.name for queue in queues)}"
     )
     found, running, turns = [], {}, itertools.cycle(queues)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -313,17 +319,17 @@ def _compile_all(
             for done in itertools.count(1):
                 for queue in itertools.islice(turns, len(queues) * jobs):
                     if len(running) < jobs and (experiment := queue.pop()):
-                        task = pool.submit(_answer, experiment, queue.slice)
+                        task = pool.submit(_compile_or_refuse, experiment, queue.target)
                         running[task] = queue, experiment
                 if not running:
                     break
                 task = next(concurrent.futures.as_completed(running))
                 queue, experiment = running.pop(task)
-                answer = task.result()
-                if isinstance(answer, UserError):
-                    progress.note(str(answer))
+                result = task.result()
+                if isinstance(result, UserError):
+                    progress.note(str(result))
                     continue
-                plan = make_plan(name, experiment, queue.slice, answer, price)
+                plan = make_plan(name, experiment, queue.target, result, price)
                 queue.learn(experiment, plan)
                 if plan.spare_share is not None and plan.spare_share >= MIN_SPARE:
                     found.append((plan, experiment))
@@ -334,10 +340,10 @@ def _compile_all(
     return found
 
 
-def _answer(experiment: Experiment, slice: Slice) -> Answer | UserError:
+def _compile_or_refuse(experiment: Experiment, target: Slice) -> CompileResult | UserError:
     """One placement that the compiler cannot take does not end a search."""
     try:
-        return compile_program(experiment, slice)
+        return compile_step(experiment, target)
     except UserError as e:
         return e
 
@@ -351,15 +357,15 @@ def _for_tpu(experiment: Experiment) -> Experiment:
     )
 
 
-def _promising(experiment: Experiment, overrides: Sequence[str], slice: Slice) -> list[Experiment]:
+def _promising(experiment: Experiment, overrides: Sequence[str], target: Slice) -> list[Experiment]:
     """Placements that may fit, without those that another on the same mesh betters in both time
     and memory; the fastest by arithmetic first."""
-    limit = (1 - MIN_SPARE) * slice.chip.hbm_bytes
+    limit = (1 - MIN_SPARE) * target.chip.hbm_bytes
     by_mesh: dict[config.MeshConfig, list[tuple[float, float, Experiment]]] = {}
-    for e in placements(experiment, slice):
-        figures = work_out(e, slice)
+    for e in placements(experiment, target):
+        figures = estimate_analytically(e, target)
         fixed = all(config.override(e, text) == e for text in overrides)
-        held = host_holds(figures.offloaded_bytes, slice)
+        held = host_holds(figures.offloaded_bytes, target)
         if fixed and held and figures.peak_bytes < limit * ROUGH:
             item = figures.step_seconds, figures.peak_bytes, e
             by_mesh.setdefault(e.mesh, []).append(item)
@@ -380,13 +386,13 @@ def _default_slices(path: str, overrides: Sequence[str]) -> list[Slice]:
         chip = CHIPS[name]
         shapes = SHAPES_2D if chip.dimensions == 2 else (*SHAPES_3D, *CUBES)
         for shape in sorted(shapes, key=math.prod):
-            slice = Slice(chip, shape)
-            best = _promising(_for_tpu(_read(path, overrides, slice)), overrides, slice)
+            target = Slice(chip, shape)
+            best = _promising(_for_tpu(_read(path, overrides, target)), overrides, target)
             if not best:
                 continue
-            seconds = work_out(best[0], slice).step_seconds * best[0].run.num_steps
+            seconds = estimate_analytically(best[0], target).step_seconds * best[0].run.num_steps
             if seconds < MAX_DAYS * 86_400:
-                found.append(slice)
+                found.append(target)
                 break
     if not found:
         raise UserError(f"--search: no slice ends it in {MAX_DAYS} days; name one with --slice")

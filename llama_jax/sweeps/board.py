@@ -12,7 +12,8 @@ from rich.table import Table
 from llama_jax.config import UserError
 from llama_jax.data import store
 from llama_jax.hardware import Slice
-from llama_jax.plan import program, search
+from llama_jax.plan import search
+from llama_jax.plan.compile import cached
 from llama_jax.plan.report import make_plan
 from llama_jax.progress import duration, quantity
 from llama_jax.sweeps.sweep import Run, State, state
@@ -40,20 +41,20 @@ class Prediction:
 NO_MESH, NO_ROOM = "no mesh", "does not fit"
 
 
-def on_slice(run: Run, slice: Slice, price: float | None) -> Prediction | str | None:
+def on_slice(run: Run, target: Slice, price: float | None) -> Prediction | str | None:
     """By what plan has compiled, else by its arithmetic; why not, if the slice will not do; None if
     the time is unknown."""
-    placed = search.nearest(run.experiment, slice)
+    placed = search.nearest(run.experiment, target)
     if placed is None:
         return NO_MESH
-    answer = program.cached(placed, slice) if slice.chip.dimensions else None
-    plan = make_plan(run.name, placed, slice, answer, price)
+    result = cached(placed, target) if target.chip.dimensions else None
+    plan = make_plan(run.name, placed, target, result, price)
     if not plan.fits:
         return NO_ROOM
     if plan.days is None:
         return None
     low, high = plan.days
-    return Prediction((low * 86400, high * 86400), plan.cost, answer is not None, plan.mfu)
+    return Prediction((low * 86400, high * 86400), plan.cost, result is not None, plan.mfu)
 
 
 def as_before(run: Run, runs: list[Run], states: list[State]) -> Prediction | None:
@@ -76,13 +77,17 @@ def share_left(run: Run, found: State) -> float:
     return 1 - found.step / run.experiment.run.num_steps
 
 
-def print_plan(runs: list[Run], slice: Slice | None, price: float | None) -> None:
-    """slice: None predicts by what has run of the sweep. price: of one chip for one hour."""
+def print_plan(runs: list[Run], target: Slice | None, price: float | None) -> None:
+    """Print the runs of a sweep, what is done of them, and what they will take.
+
+    target: the slice to predict for; None predicts by what has run of the sweep. price: dollars for
+    one chip and hour.
+    """
     states = [state(run) for run in runs]
     columns = ["run", "N", "(no emb.)", "D", "D/N", "6ND", "full", "steps", "time"]
     table = Table(*columns, *(["cost, dollars"] if price is not None else []), "state", box=SIMPLE)
     predictions = [
-        on_slice(run, slice, price) if slice else as_before(run, runs, states) for run in runs
+        on_slice(run, target, price) if target else as_before(run, runs, states) for run in runs
     ]
     for run, found, predicted in zip(runs, states, predictions, strict=True):
         table.add_row(
@@ -119,8 +124,8 @@ def print_plan(runs: list[Run], slice: Slice | None, price: float | None) -> Non
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 140)  # the table says too much for 80 columns
     console.print(table)
-    if slice:
-        console.print(f"time and cost: estimates for {slice.name}, {_basis(predictions)}")
+    if target:
+        console.print(f"time and cost: estimates for {target.name}, {_basis(predictions)}")
     elif None in predictions:
         console.print("time: unknown until a run has begun; --slice estimates it for a TPU or GPU")
     else:

@@ -14,12 +14,12 @@ FP32, BF16 = 4, 2  # bytes
 # As the compiler has it for 7B on v5e:8x8, where this misses its step by 2%.
 MATMUL_EFFICIENCY = 0.8  # share of the peak
 OTHER_COMPUTE = 0.08  # norms, rotations and casts, as a share of the matmuls
-HIDDEN = 0.85  # share of gathers that runs beside computation; sums of gradients do not
+GATHER_OVERLAP = 0.85  # share of all-gather time hidden behind compute; sums hide none
 HOST_SHARE = 0.5  # of the host's memory, that activations may take beside data and checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arithmetic:
+class AnalyticEstimate:
     """Of one device and one step."""
 
     weights_bytes: int
@@ -46,7 +46,7 @@ class Arithmetic:
         return sum(self.breakdown.values())
 
 
-def work_out(experiment: Experiment, slice: Slice) -> Arithmetic:
+def estimate_analytically(experiment: Experiment, target: Slice) -> AnalyticEstimate:
     model, run = experiment.model, experiment.run
     params = _device_params(experiment)
     kept, offloaded = _kept_per_token(experiment)
@@ -54,7 +54,7 @@ def work_out(experiment: Experiment, slice: Slice) -> Arithmetic:
     compute = BF16 if model.compute_dtype == "bfloat16" else FP32
     sums = BF16 if run.gradient_dtype == "bfloat16" else FP32
     executed = _executed_flops(experiment)
-    return Arithmetic(
+    return AnalyticEstimate(
         weights_bytes=FP32 * params,
         optimizer_bytes=2 * FP32 * params,
         # The layers' gradients of one micro-batch, and the sum over micro-batches.
@@ -63,7 +63,7 @@ def work_out(experiment: Experiment, slice: Slice) -> Arithmetic:
         offloaded_bytes=model.num_layers * tokens * offloaded,
         buffers_bytes=_buffers(experiment),
         executed_flops=executed,
-        breakdown=_seconds(experiment, slice, executed, model.num_layers * tokens * offloaded),
+        breakdown=_seconds(experiment, target, executed, model.num_layers * tokens * offloaded),
     )
 
 
@@ -74,8 +74,8 @@ def host_seconds(offloaded_bytes: float, micro_batches: int, compute_seconds: fl
     return max(0.0, each_way - compute_seconds / 3) + max(0.0, each_way - compute_seconds * 2 / 3)
 
 
-def host_holds(offloaded_bytes: float, slice: Slice) -> bool:
-    return offloaded_bytes <= HOST_SHARE / slice.chip.devices_per_chip * slice.chip.host_bytes
+def host_holds(offloaded_bytes: float, target: Slice) -> bool:
+    return offloaded_bytes <= HOST_SHARE / target.chip.devices_per_chip * target.chip.host_bytes
 
 
 def _tokens(experiment: Experiment) -> int:
@@ -159,9 +159,9 @@ def _executed_flops(experiment: Experiment) -> float:
 
 
 def _seconds(
-    experiment: Experiment, slice: Slice, executed: float, offloaded: int
+    experiment: Experiment, target: Slice, executed: float, offloaded: int
 ) -> dict[str, float]:
-    model, mesh, chip = experiment.model, experiment.mesh, slice.chip
+    model, mesh, chip = experiment.model, experiment.mesh, target.chip
     tokens = _tokens(experiment) * experiment.run.micro_batches
     attention = 7 * model.num_layers * experiment.data.seq_len * model.embed_dim
     attention = min(attention * tokens / mesh.tensor, executed / 2)
@@ -174,43 +174,43 @@ def _seconds(
         "attention": attention,
         "other compute": OTHER_COMPUTE * matmul + update,
         "copies": host_seconds(offloaded, experiment.run.micro_batches, matmul + attention),
-        "exposed communication": _weights_seconds(experiment, slice, matmul)
-        + _tensor_seconds(experiment, slice),
+        "exposed communication": _weights_seconds(experiment, target, matmul)
+        + _tensor_seconds(experiment, target),
     }
 
 
-def _bandwidth(slice: Slice, ways: int) -> float:
+def _bandwidth(target: Slice, ways: int) -> float:
     """Bytes/s of one device in a ring of so many: on TPUs along one axis of the torus, because
     sharding.py takes fsdp's two parts one after the other."""
-    chip = slice.chip
+    chip = target.chip
     if chip.dimensions:
-        return chip.link_bandwidth * (1 if all(chip.wraparound(slice.shape)) else 0.5)
+        return chip.link_bandwidth * (1 if all(chip.wraparound(target.shape)) else 0.5)
     inside = chip.link_bandwidth / 2  # one way
     # Beyond a node, each of its GPUs brings in a part of what all of them gather.
     outside = min(inside, chip.node_size * chip.network_bandwidth)
     return inside if ways <= chip.node_size else outside
 
 
-def _weights_seconds(experiment: Experiment, slice: Slice, compute: float) -> float:
+def _weights_seconds(experiment: Experiment, target: Slice, compute: float) -> float:
     """Exposed: weights gathered forward and backward, gradients scattered, each micro-batch."""
     model, mesh, run = experiment.model, experiment.mesh, experiment.run
     weights = BF16 * num_matmul_params(model) / mesh.tensor * run.micro_batches
     gather = scatter = 0.0
     if mesh.fsdp > 1:
-        scatter = weights / _bandwidth(slice, mesh.fsdp)
+        scatter = weights / _bandwidth(target, mesh.fsdp)
         gather = 2 * scatter
     if mesh.replica > 1:  # a ring over the replicas; over DCN if there are slices
-        between = slice.num_slices > 1
-        rate = slice.chip.network_bandwidth if between else _bandwidth(slice, mesh.replica)
+        between = target.num_slices > 1
+        rate = target.chip.network_bandwidth if between else _bandwidth(target, mesh.replica)
         scatter += 2 * weights / mesh.fsdp / rate
     if mesh.ring > 1:  # hops hide, and add what they bring to what is there
         hops = scatter * (1 - 1 / mesh.ring)
-        adds = 3 * weights / slice.chip.hbm_bandwidth
+        adds = 3 * weights / target.chip.hbm_bandwidth
         scatter += max(0, 2 * hops - compute / 3) + adds - hops
-    return max(gather * (1 - HIDDEN), gather - compute) + scatter
+    return max(gather * (1 - GATHER_OVERLAP), gather - compute) + scatter
 
 
-def _tensor_seconds(experiment: Experiment, slice: Slice) -> float:
+def _tensor_seconds(experiment: Experiment, target: Slice) -> float:
     """Exposed: activations gathered and scattered around the two parts of each layer."""
     model, mesh = experiment.model, experiment.mesh
     if mesh.tensor == 1:
@@ -218,5 +218,5 @@ def _tensor_seconds(experiment: Experiment, slice: Slice) -> float:
     tokens = _tokens(experiment) * experiment.run.micro_batches
     moved = BF16 * tokens * model.embed_dim * (mesh.tensor - 1) / mesh.tensor
     # Two gathers and two scatters forward, twice that backward with what is computed again.
-    seconds = 12 * model.num_layers * moved / _bandwidth(slice, mesh.tensor)
-    return seconds * (1 - HIDDEN / 2)
+    seconds = 12 * model.num_layers * moved / _bandwidth(target, mesh.tensor)
+    return seconds * (1 - GATHER_OVERLAP / 2)

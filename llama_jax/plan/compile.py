@@ -36,7 +36,7 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
+class CompiledStep:
     """Bytes are of one device."""
 
     hlo: str  # scheduled, as one device executes it
@@ -66,30 +66,32 @@ class OutOfMemory:
     message: str
 
 
-Answer = Program | OutOfMemory
-Watch = Callable[[float], None]  # called with the seconds so far, about once a second
+CompileResult = CompiledStep | OutOfMemory
+OnProgress = Callable[[float], None]  # called with the seconds so far, about once a second
 
 
-def compile_program(experiment: Experiment, slice: Slice, watch: Watch = lambda _: None) -> Answer:
+def compile_step(
+    experiment: Experiment, target: Slice, on_progress: OnProgress = lambda _: None
+) -> CompileResult:
     """What the compiler says of the experiment's train step, from the cache if it is there.
 
     Raises UserError if it says nothing: it is not installed, it aborts, or it takes too long.
     """
-    answer = cached(experiment, slice)
-    if answer is None:
-        answer = _compile_in_child(experiment, slice, watch)
-        _write(_path(experiment, slice), answer)
-    return answer
+    result = cached(experiment, target)
+    if result is None:
+        result = _compile_in_child(experiment, target, on_progress)
+        _write(_path(experiment, target), result)
+    return result
 
 
 # The cache
 
 
-def cached(experiment: Experiment, slice: Slice) -> Answer | None:
-    path = _path(experiment, slice)
+def cached(experiment: Experiment, target: Slice) -> CompileResult | None:
+    path = _path(experiment, target)
     try:
-        answer = json.loads(lzma.decompress(path.read_bytes()))
-        return _answer(answer)
+        result = json.loads(lzma.decompress(path.read_bytes()))
+        return _result(result)
     except (OSError, lzma.LZMAError, ValueError, TypeError, KeyError):
         return None  # absent, or damaged: it is written anew
 
@@ -99,11 +101,11 @@ def cache_directory() -> Path:
     return Path(home) / "llama_jax" / "plan"
 
 
-def _path(experiment: Experiment, slice: Slice) -> Path:
+def _path(experiment: Experiment, target: Slice) -> Path:
     """Named by the hash of all that the program is made of."""
     data, run = experiment.data, experiment.run
     parts = {
-        "slice": slice.name,
+        "slice": target.name,
         "model": dataclasses.asdict(experiment.model),
         "mesh": dataclasses.asdict(experiment.mesh) | {"slice": None},
         "batch": (data.seq_len, data.batch_size, run.micro_batches, run.gradient_dtype),
@@ -118,7 +120,7 @@ def _path(experiment: Experiment, slice: Slice) -> Path:
 def _code() -> list[str]:
     """Return what makes the step of an experiment: our sources, as far as this module imports them,
     and the versions of the packages they use."""
-    files = import_closure("llama_jax.plan.program")
+    files = import_closure("llama_jax.plan.compile")
     sources = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     return [*sources, *(f"{name} {version}" for name, version in versions().items())]
 
@@ -133,30 +135,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write(path: Path, answer: Answer) -> None:
+def _write(path: Path, result: CompileResult) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = lzma.compress(json.dumps(dataclasses.asdict(answer)).encode(), preset=1)
+    data = lzma.compress(json.dumps(dataclasses.asdict(result)).encode(), preset=1)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(data)
     os.replace(file.name, path)
 
 
-def _answer(fields: dict[str, Any]) -> Answer:
-    return Program(**fields) if "hlo" in fields else OutOfMemory(**fields)
+def _result(fields: dict[str, Any]) -> CompileResult:
+    return CompiledStep(**fields) if "hlo" in fields else OutOfMemory(**fields)
 
 
 # The process that compiles
 
 
-def _compile_in_child(experiment: Experiment, slice: Slice, watch: Watch) -> Answer:
+def _compile_in_child(
+    experiment: Experiment, target: Slice, on_progress: OnProgress
+) -> CompileResult:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"slice: libtpu, the compiler for {slice.name}, is not installed; "
+            f"slice: libtpu, the compiler for {target.name}, is not installed; "
             "pip install libtpu==0.0.42.1 (no TPU is needed)"
         )
-    request = json.dumps({"experiment": config.to_json(experiment), "slice": slice.name})
+    request = json.dumps({"experiment": config.to_json(experiment), "slice": target.name})
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "llama_jax.plan.program"]
+    command = [sys.executable, "-m", "llama_jax.plan.compile"]
     with (
         tempfile.TemporaryFile("w+") as stdin,
         tempfile.TemporaryFile("w+") as stdout,
@@ -168,7 +172,7 @@ def _compile_in_child(experiment: Experiment, slice: Slice, watch: Watch) -> Ans
             command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment
         )
         try:
-            _wait(child, watch)
+            _wait(child, on_progress)
         finally:
             child.kill()
             child.wait()
@@ -177,18 +181,18 @@ def _compile_in_child(experiment: Experiment, slice: Slice, watch: Watch) -> Ans
         reply, noise = stdout.read(), stderr.read()
     if child.returncode < 0:
         raise UserError(
-            f"{slice.name}: the compiler ended on signal {-child.returncode}"
+            f"{target.name}: the compiler ended on signal {-child.returncode}"
             f"{_reason(noise)}; change the mesh, model.remat or run.compiler_options"
         )
     if child.returncode != 0:
-        raise UserError(f"{slice.name}: the compiler's process failed{_reason(noise)}")
+        raise UserError(f"{target.name}: the compiler's process failed{_reason(noise)}")
     fields = json.loads(reply.splitlines()[-1])
     if "error" in fields:
         raise UserError(fields["error"])
-    return _answer(fields)
+    return _result(fields)
 
 
-def _wait(child: subprocess.Popen[str], watch: Watch) -> None:
+def _wait(child: subprocess.Popen[str], on_progress: OnProgress) -> None:
     start = time.monotonic()
     while True:
         try:
@@ -196,7 +200,7 @@ def _wait(child: subprocess.Popen[str], watch: Watch) -> None:
             return
         except subprocess.TimeoutExpired:
             seconds = time.monotonic() - start
-            watch(seconds)
+            on_progress(seconds)
             if seconds > TIMEOUT_SECONDS:
                 raise UserError(
                     f"the compiler was stopped after {seconds:,.0f} s without an answer; "
@@ -216,7 +220,7 @@ def _reason(noise: str) -> str:
 
 
 def main() -> None:
-    """Reads a request from stdin, writes an answer, or {"error": a sentence}, to stdout."""
+    """Read a request from stdin, write a result, or {"error": a sentence}, to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # or a compiler would first come to its end
     if sys.platform == "linux":  # end with the parent, which may be killed while this compiles
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -229,14 +233,14 @@ def main() -> None:
     print(json.dumps(fields))
 
 
-def _compile(experiment: Experiment, slice: Slice) -> Answer:
+def _compile(experiment: Experiment, target: Slice) -> CompileResult:
     import jax
 
     from llama_jax.sharding import make_mesh
     from llama_jax.step import make_train_step
 
     start = time.monotonic()
-    mesh = make_mesh(experiment.mesh, devices(slice))
+    mesh = make_mesh(experiment.mesh, devices(target))
     with jax.set_mesh(mesh):
         state, batch = _arguments(experiment, mesh)
         traced = make_train_step(experiment).trace(state, batch)
@@ -246,12 +250,12 @@ def _compile(experiment: Experiment, slice: Slice) -> Answer:
             if "RESOURCE_EXHAUSTED" in str(e):
                 return _out_of_memory(str(e))
             raise UserError(
-                f"{slice.name}: the compiler refused the step: {str(e).splitlines()[0][:300]}"
+                f"{target.name}: the compiler refused the step: {str(e).splitlines()[0][:300]}"
             ) from e
     forward, backward, sums = _stacked(traced.jaxpr.jaxpr)
     memory = compiled.memory_analysis()
     assert memory
-    return Program(
+    return CompiledStep(
         hlo=compiled.as_text(),
         mesh_axes=dict(zip(mesh.axis_names, mesh.devices.shape, strict=True)),
         weights_bytes=_device_bytes(jax.tree.leaves(state.model)),
