@@ -137,7 +137,6 @@ def covered(samples: np.ndarray, truth: float) -> bool:
 EXPECTED_OF_100 = range(88, 100)
 
 
-@pytest.mark.slow
 def test_approach_1_covers_the_truth_as_often_as_it_says():
     hits = [0, 0]
     for seed in range(100):
