@@ -13,7 +13,7 @@ from llama_jax.hardware import CHIP_OF_KIND
 
 
 def num_params(cfg: ModelConfig) -> int:
-    """The exact number of parameters, embeddings included."""
+    """Return the exact number of parameters, embeddings included."""
     D, F, V = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size
     attention = 2 * D * D + 2 * D * cfg.kv_heads * cfg.head_dim
     layer = attention + 3 * D * F + 2 * D
@@ -21,20 +21,23 @@ def num_params(cfg: ModelConfig) -> int:
 
 
 def num_matmul_params(cfg: ModelConfig) -> int:
-    """Those that take part in a matrix product: no norm scales, no embedding table but the head."""
+    """Return the number of parameters that take part in a matrix product: no norm scales, no
+    embedding table but the head."""
     norms = (2 * cfg.num_layers + 1) * cfg.embed_dim
     tables = (1 if cfg.tie_embeddings else 2) * cfg.vocab_size * cfg.embed_dim
     return num_params(cfg) - norms - tables + cfg.vocab_size * cfg.embed_dim
 
 
 def model_flops_per_token(cfg: ModelConfig, seq_len: int) -> int:
-    """Of forward and backward. Attention: q k^T and weights v are 2 * T * D each, forward; three
-    times that with backward; half of it because a token sees T/2 others on average."""
+    """Return the FLOPs of forward and backward pass. Attention: q k^T and weights v are 2 * T * D
+    each, forward; three times that with backward; half of it because a token sees T/2 others on
+    average."""
     return 6 * num_matmul_params(cfg) + 6 * cfg.num_layers * seq_len * cfg.embed_dim
 
 
 def executed_flops(jaxpr) -> int:
-    """FLOPs of all matrix products in a traced program, over all devices, loops multiplied out.
+    """Return the FLOPs of all matrix products in a traced program, over all devices, loops
+    multiplied out.
 
     A kernel is taken to be causal attention: of its grid's last two dimensions, tiles of queries
     and of keys in either order, it computes those that the diagonal does not cut off.
@@ -77,7 +80,7 @@ def peak_flops() -> tuple[float, str]:
 
 
 def measured_matmul_flops(size: int = 2048, rounds: int = 8, dtype: str = "float32") -> float:
-    """FLOP/s of the best of a few size x size matrix products on the first device."""
+    """Return the FLOP/s of the best of a few size x size matrix products on the first device."""
     import jax
     import jax.numpy as jnp
 

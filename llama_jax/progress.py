@@ -14,7 +14,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Progress:
-    """Shows how much of `total` is done, some figures, and the time left; on stderr."""
+    """A display on stderr of how much of `total` is done, some figures, and the time left."""
 
     def __init__(self, total: int, done: int):
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -43,7 +43,7 @@ class Progress:
             self.last_line = now
 
     def note(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line that stays, above the bar."""
         self.console.print(text, markup=False)
 
     def close(self) -> None:

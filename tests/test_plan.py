@@ -54,12 +54,12 @@ def cache(tmp_path_factory):
         yield
 
 
-def tiny(*changes: str, slice=SLICE):
-    return search.load(EXPERIMENT, [*TINY, *changes], slice)
+def tiny(*changes: str, target=SLICE):
+    return search.load(EXPERIMENT, [*TINY, *changes], target)
 
 
-def plan(*args: str, set: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    sets = [word for text in (*TINY, *set) for word in ("--set", text)]
+def plan(*args: str, overrides: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    sets = [word for text in (*TINY, *overrides) for word in ("--set", text)]
     command = [sys.executable, "-m", "llama_jax", "plan", EXPERIMENT, *sets, *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
@@ -68,7 +68,7 @@ def plan(*args: str, set: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
 
 
 def test_gpus_are_planned_by_arithmetic_and_say_so():
-    done = plan("--slice", "h100:4", "--price", "2", set=("model.attention=cudnn",))
+    done = plan("--slice", "h100:4", "--price", "2", overrides=("model.attention=cudnn",))
     assert done.returncode == 0, done.stderr
     assert "by arithmetic, nothing compiled" in done.stdout
     assert "no calibration for h100" in done.stdout
@@ -78,18 +78,18 @@ def test_gpus_are_planned_by_arithmetic_and_say_so():
 def test_gpus_that_are_too_small_are_told_what_fits():
     large = ("model.attention=cudnn", "model.num_layers=32", "model.embed_dim=4096")
     large += ("data.batch_size=512", "data.seq_len=2048")
-    done = plan("--slice", "h100:4", set=large)
+    done = plan("--slice", "h100:4", overrides=large)
     assert done.returncode == 1 and "DOES NOT FIT by" in done.stdout, done.stderr
     (remedy,) = re.findall(r"(?m)^  fits with +(--set .*) \(.*%", done.stdout)
     changes = tuple(remedy.replace("--set ", "").split())
-    fits = plan("--slice", "h100:4", set=large + changes)
+    fits = plan("--slice", "h100:4", overrides=large + changes)
     assert fits.returncode == 0 and "FITS by arithmetic" in fits.stdout
 
 
 def test_a_kernel_of_tpus_is_refused_on_gpus():
     message = "splash runs on TPUs, not on h100:4; --set model.attention=cudnn"
     with pytest.raises(UserError, match=message):
-        tiny(slice=parse_slice("h100:4"))
+        tiny(target=parse_slice("h100:4"))
 
 
 def test_arithmetic_counts_parameters_exactly():
@@ -102,9 +102,9 @@ def test_arithmetic_counts_parameters_exactly():
 
 def test_moves_to_the_host_take_time_and_room():
     pod = parse_slice("v5e:8x8")
-    set = ["model.remat=offload", "mesh.fsdp=64", "mesh.replica=1", "mesh.tensor=1"]
+    overrides = ["model.remat=offload", "mesh.fsdp=64", "mesh.replica=1", "mesh.tensor=1"]
     few, many = (
-        estimate_analytically(config.load(EXPERIMENT, [*set, f"run.micro_batches={n}"]), pod)
+        estimate_analytically(config.load(EXPERIMENT, [*overrides, f"run.micro_batches={n}"]), pod)
         for n in (1, 8)
     )
     assert few.offloaded_bytes == 8 * many.offloaded_bytes > 80e9
@@ -291,12 +291,12 @@ def test_a_figure_is_drawn(compiled, tmp_path, suffix):
 def test_what_does_not_fit_comes_with_what_does():
     large = ("data.batch_size=8192", "data.seq_len=1024", "model.remat=everything")
     large = (*large, "run.gradient_dtype=bfloat16")
-    done = plan("--slice", SLICE.name, set=large)
+    done = plan("--slice", SLICE.name, overrides=large)
     assert done.returncode == 1, done.stderr
     assert re.match(r"llama_7b on v5e:2x2: DOES NOT FIT by \d+\.\d\d GiB", done.stdout)
     (words,) = re.findall(r"fits with +(--set .*) \(", done.stdout)
     change = tuple(words.replace("--set ", "").split())
-    done = plan("--slice", SLICE.name, "--json", set=(*large, *change))
+    done = plan("--slice", SLICE.name, "--json", overrides=(*large, *change))
     assert done.returncode == 0 and "compiling" not in done.stderr
     (found,) = json.loads(done.stdout)
     # The arithmetic's band: what fills most of the memory is known.

@@ -20,7 +20,7 @@ HOST_SHARE = 0.5  # of the host's memory, that activations may take beside data 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnalyticEstimate:
-    """Of one device and one step."""
+    """Analytic memory and time of one device for one step."""
 
     weights_bytes: int
     optimizer_bytes: int
@@ -47,6 +47,7 @@ class AnalyticEstimate:
 
 
 def estimate_analytically(experiment: Experiment, target: Slice) -> AnalyticEstimate:
+    """Return the memory and time of a step on a slice, by its shapes alone."""
     model, run = experiment.model, experiment.run
     params = _device_params(experiment)
     kept, offloaded = _kept_per_token(experiment)
@@ -68,18 +69,19 @@ def estimate_analytically(experiment: Experiment, target: Slice) -> AnalyticEsti
 
 
 def host_seconds(offloaded_bytes: float, micro_batches: int, compute_seconds: float) -> float:
-    """Exposed, of a step: activations leave in the forward pass, a third of the computation, and
-    come back in the backward pass."""
+    """Return the seconds of a step that moves to and from the host's memory expose: activations
+    leave in the forward pass, a third of the computation, and come back in the backward pass."""
     each_way = offloaded_bytes * micro_batches / HOST_BANDWIDTH
     return max(0.0, each_way - compute_seconds / 3) + max(0.0, each_way - compute_seconds * 2 / 3)
 
 
 def host_holds(offloaded_bytes: float, target: Slice) -> bool:
+    """Return whether a device's share of the host's memory has room for its activations."""
     return offloaded_bytes <= HOST_SHARE / target.chip.devices_per_chip * target.chip.host_bytes
 
 
 def _tokens(experiment: Experiment) -> int:
-    """Of one device and micro-batch."""
+    """Return the tokens of one device and micro-batch."""
     mesh = experiment.mesh
     rows = experiment.data.batch_size // experiment.run.micro_batches
     return rows * experiment.data.seq_len // (mesh.replica * mesh.fsdp)
@@ -92,13 +94,14 @@ def _device_params(experiment: Experiment) -> int:
 
 
 def _layer_params(model: ModelConfig) -> int:
-    """Of the matrices of one layer."""
+    """Return the number of parameters in the matrices of one layer."""
     D, F = model.embed_dim, model.mlp_dim
     return 2 * D * D + 2 * D * model.kv_heads * model.head_dim + 3 * D * F
 
 
 def _kept_per_token(experiment: Experiment) -> tuple[int, int]:
-    """Bytes a layer keeps of a token for the backward pass: (on the device, on the host)."""
+    """Return the bytes that a layer keeps of a token for the backward pass: (on the device, on the
+    host)."""
     model, mesh = experiment.model, experiment.mesh
     compute = BF16 if model.compute_dtype == "bfloat16" else FP32
     tensor, in_time = mesh.tensor, mesh.tensor if mesh.sequence_parallel else 1
@@ -124,7 +127,8 @@ def _kept_per_token(experiment: Experiment) -> tuple[int, int]:
 
 
 def _buffers(experiment: Experiment) -> int:
-    """The step's working memory: weights cast and gathered, one layer's arrays, the loss's."""
+    """Return the bytes of the step's working memory: weights cast and gathered, one layer's arrays,
+    the loss's."""
     model, mesh = experiment.model, experiment.mesh
     D, F, V = model.embed_dim, model.mlp_dim, model.vocab_size
     compute = BF16 if model.compute_dtype == "bfloat16" else FP32
@@ -140,7 +144,8 @@ def _buffers(experiment: Experiment) -> int:
 
 
 def _executed_flops(experiment: Experiment) -> float:
-    """Model FLOPs and what the backward pass computes again, of one device and step."""
+    """Return the model FLOPs and those of what the backward pass computes again, for one device and
+    step."""
     model, mesh = experiment.model, experiment.mesh
     T, D = experiment.data.seq_len, model.embed_dim
     tokens = _tokens(experiment) * experiment.run.micro_batches / mesh.tensor
@@ -180,8 +185,8 @@ def _seconds(
 
 
 def _bandwidth(target: Slice, ways: int) -> float:
-    """Bytes/s of one device in a ring of so many: on TPUs along one axis of the torus, because
-    sharding.py takes fsdp's two parts one after the other."""
+    """Return the bytes/s of one device in a ring of so many: on TPUs along one axis of the torus,
+    because sharding.py takes fsdp's two parts one after the other."""
     chip = target.chip
     if chip.dimensions:
         return chip.link_bandwidth * (1 if all(chip.wraparound(target.shape)) else 0.5)
@@ -192,7 +197,8 @@ def _bandwidth(target: Slice, ways: int) -> float:
 
 
 def _weights_seconds(experiment: Experiment, target: Slice, compute: float) -> float:
-    """Exposed: weights gathered forward and backward, gradients scattered, each micro-batch."""
+    """Return the exposed seconds of gathering weights, forward and backward, and of scattering
+    their gradients, in each micro-batch."""
     model, mesh, run = experiment.model, experiment.mesh, experiment.run
     weights = BF16 * num_matmul_params(model) / mesh.tensor * run.micro_batches
     gather = scatter = 0.0
@@ -211,7 +217,8 @@ def _weights_seconds(experiment: Experiment, target: Slice, compute: float) -> f
 
 
 def _tensor_seconds(experiment: Experiment, target: Slice) -> float:
-    """Exposed: activations gathered and scattered around the two parts of each layer."""
+    """Return the exposed seconds of gathering and scattering activations around the two parts of
+    each layer."""
     model, mesh = experiment.model, experiment.mesh
     if mesh.tensor == 1:
         return 0.0

@@ -37,7 +37,7 @@ PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledStep:
-    """Bytes are of one device."""
+    """A compiled train step; bytes are of one device."""
 
     hlo: str  # scheduled, as one device executes it
     mesh_axes: dict[str, int]  # name -> size, in the order of the mesh
@@ -59,7 +59,7 @@ class CompiledStep:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutOfMemory:
-    """The compiler's answer to a program that does not fit: bytes of one device."""
+    """The compiler's answer to a step that does not fit; bytes are of one device."""
 
     needed_bytes: float | None  # None: it did not say
     limit_bytes: float | None
@@ -73,9 +73,9 @@ OnProgress = Callable[[float], None]  # called with the seconds so far, about on
 def compile_step(
     experiment: Experiment, target: Slice, on_progress: OnProgress = lambda _: None
 ) -> CompileResult:
-    """What the compiler says of the experiment's train step, from the cache if it is there.
+    """Return what the compiler says of the experiment's train step, from the cache if it is there.
 
-    Raises UserError if it says nothing: it is not installed, it aborts, or it takes too long.
+    Raise UserError if it says nothing: it is not installed, it aborts, or it takes too long.
     """
     result = cached(experiment, target)
     if result is None:
@@ -88,12 +88,13 @@ def compile_step(
 
 
 def cached(experiment: Experiment, target: Slice) -> CompileResult | None:
+    """Return what the cache has of the experiment's train step, None if nothing. Loads no jax."""
     path = _path(experiment, target)
     try:
         result = json.loads(lzma.decompress(path.read_bytes()))
         return _result(result)
     except (OSError, lzma.LZMAError, ValueError, TypeError, KeyError):
-        return None  # absent, or damaged: it is written anew
+        return None  # absent, or damaged: it is written again
 
 
 def cache_directory() -> Path:
@@ -102,7 +103,7 @@ def cache_directory() -> Path:
 
 
 def _path(experiment: Experiment, target: Slice) -> Path:
-    """Named by the hash of all that the program is made of."""
+    """Return the file in the cache, named by the hash of all that the step is made of."""
     data, run = experiment.data, experiment.run
     parts = {
         "slice": target.name,
@@ -126,6 +127,7 @@ def _code() -> list[str]:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of the PACKAGES that make the step."""
     found = {}
     for name in PACKAGES:
         try:
@@ -209,7 +211,7 @@ def _wait(child: subprocess.Popen[str], on_progress: OnProgress) -> None:
 
 
 def _reason(noise: str) -> str:
-    """The line of a dying process that says most."""
+    """Return the line of a dying process that says most, as the end of a sentence."""
     lines = [line.strip() for line in noise.splitlines() if line.strip()]
     fatal = [line for line in lines if re.match(r"F\d{4} |F0000|\*\*\* Check fail", line)]
     telling = fatal or [line for line in lines if "rror" in line] or lines
@@ -308,7 +310,7 @@ def devices(target: Slice) -> list[Any]:
 
 
 def _arguments(experiment: Experiment, mesh: Any) -> tuple[Any, dict[str, Any]]:
-    """The train step's state and batch, without their numbers."""
+    """Return the train step's state and batch, without their numbers."""
     import jax
     import jax.numpy as jnp
 
@@ -325,8 +327,8 @@ def _arguments(experiment: Experiment, mesh: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _stacked(jaxpr: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """(what the layers' forward pass keeps, gradients of the layers, sums over micro-batches), as
-    abstract arrays.
+    """Return abstract arrays: (what the layers' forward pass keeps, gradients of the layers, sums
+    over micro-batches).
 
     The layers are the scans that are neither on one device (the loss) nor around others (the
     micro-batches). The backward pass is the one in reverse; what a scan stacks are the outputs
@@ -359,13 +361,14 @@ def _on_host(x: Any) -> bool:
 
 
 def _device_bytes(arrays: list[Any]) -> int:
-    """Of one device's part of them, without the padding of tiles."""
+    """Return the bytes of one device's part of arrays, without the padding of tiles."""
     return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in arrays)
 
 
 def _device_peak(memory: Any) -> int:
-    """Of HBM, at the most. libtpu's peak is that of the device or of the host, whichever is more;
-    arguments and temporaries together are HBM without any reuse between temporaries."""
+    """Return the HBM that the step needs at the most. libtpu's peak is that of the device or of the
+    host, whichever is more; arguments and temporaries together are HBM without any reuse between
+    temporaries."""
     return min(
         memory.peak_memory_in_bytes,
         memory.argument_size_in_bytes + memory.temp_size_in_bytes,
@@ -373,8 +376,8 @@ def _device_peak(memory: Any) -> int:
 
 
 def _out_of_memory(message: str) -> OutOfMemory:
-    """Reads libtpu's "... required for HLO temporaries (18.59G) exceeds available HBM (15.75G)",
-    or "Used 16.20G of 15.75G hbm"."""
+    """Read libtpu's "... required for HLO temporaries (18.59G) exceeds available HBM (15.75G)", or
+    "Used 16.20G of 15.75G hbm"."""
     match = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
     match = match or re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", message)
     needed, limit = (float(text) * GIB for text in match.groups()) if match else (None, None)

@@ -197,7 +197,7 @@ KERNEL_OPERANDS = re.compile(r"operand_layout_constraints=\{(.*?)\}\}")
 
 def matmul_flops(instruction: Instruction, computation: Computation) -> int:
     """Return the FLOPs of a dot or convolution: two for each product of two elements. The padding
-    and the gaps of a dilated operand are no elements. libtpu writes dots as convolutions, and a
+    and the gaps of a dilated operand are not elements. libtpu writes dots as convolutions, and a
     batch dimension of a dot as a spatial one, whose window meets one element at each position."""
     out = instruction.shapes[0][1]
     lhs, rhs = (computation[operand].shapes[0][1] for operand in instruction.operands[:2])

@@ -27,7 +27,7 @@ MESH = re.compile(r"mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? *\{(.*?)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """One collective on the links."""
+    """What one device does for one collective."""
 
     kind: str
     axis: str

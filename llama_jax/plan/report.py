@@ -20,8 +20,8 @@ LISTED_COLLECTIVES = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Of an experiment on a slice. Bytes, FLOPs and seconds are of one device and step; what costs
-    time is an estimate, as an interval (low, high) where there are two."""
+    """A plan of an experiment on a slice. Bytes, FLOPs and seconds are of one device and step; what
+    costs time is an estimate, as an interval (low, high) where there are two."""
 
     experiment: str
     slice: str
@@ -159,7 +159,7 @@ def _basis(result: CompileResult | None) -> str:
 def _memory(
     rough: AnalyticEstimate, result: CompileResult | None, target: Slice
 ) -> tuple[dict[str, int], float | None, float]:
-    """(bytes of each part, peak, limit)."""
+    """Return (bytes of each part, peak, limit)."""
     parts = result if isinstance(result, CompiledStep) else rough
     hbm = {
         "weights": parts.weights_bytes,
@@ -177,8 +177,8 @@ def _memory(
 
 
 def _estimate(result: CompileResult | None, target: Slice, micro_batches: int) -> Estimate | None:
-    """The program's, and with it the moves to the host and back that its computation cannot hide,
-    of which the program says nothing."""
+    """Return the estimate of the compiled step, plus the moves to the host and back that its
+    computation cannot hide, of which the program says nothing."""
     if not isinstance(result, CompiledStep):
         return None
     found = estimate(result.hlo, target.chip, result.mesh_axes, target.shape)
@@ -194,7 +194,7 @@ def _estimate(result: CompileResult | None, target: Slice, micro_batches: int) -
 
 
 def lines(plan: Plan) -> list[str]:
-    """At most 25."""
+    """Return the text of a plan, at most 25 lines."""
     mesh = " x ".join(f"{axis} {ways}" for axis, ways in plan.mesh.items())
     ways = f"{plan.devices:,} devices on {plan.chips:,} chips"
     ways += f", rings of {plan.ring}" if plan.ring > 1 else ""
@@ -350,7 +350,7 @@ def _expectation(plan: Plan) -> list[str]:
 
 
 def brief(plan: Plan) -> str:
-    """One line, for the progress of a search."""
+    """Return one line, for the progress of a search."""
     mesh = " x ".join(map(str, plan.mesh.values()))
     mesh += f" in rings of {plan.ring}" if plan.ring > 1 else ""
     time = f", {plan.step_seconds:.3g} s a step" if plan.step_seconds else ""
@@ -361,7 +361,7 @@ def brief(plan: Plan) -> str:
 
 
 def table(plans: Sequence[Plan]) -> list[str]:
-    """What a search found, a line each."""
+    """Return what a search found, a line each."""
     priced = plans[0].cost is not None
     head = ("slice", "chips", "replica x fsdp x tensor", "ring", "micro-batches", "remat")
     rows = [(*head, "HBM spare", "step s", "days", "cost" if priced else "chip-hours", "MFU")]
@@ -403,7 +403,8 @@ def _interval(values: tuple[float, ...]) -> str:
 
 
 def _axis(axis: str) -> str:
-    """As an experiment names it: fsdp is three axes of the mesh, see sharding.make_mesh."""
+    """Return a mesh axis as an experiment names it: fsdp is three axes of the mesh, see
+    sharding.make_mesh."""
     for whole in ("ring+plane+line", "ring+plane", "plane+line"):
         axis = axis.replace(whole, "fsdp")
     for part in ("ring", "plane", "line"):

@@ -33,7 +33,8 @@ COMPILER_BYTES = 3 * GIB  # that one compiler may need: 1.6 GiB for 7B
 def plan_all(
     path: str, overrides: Sequence[str], names: Sequence[str], price: float | None
 ) -> list[Plan]:
-    """One plan a slice; by default the experiment's own slice."""
+    """Return one plan for each named slice, by default for the experiment's own. Raise
+    UserError."""
     if not names:
         experiment = config.load(path)
         for text in overrides:
@@ -51,7 +52,7 @@ def plan_all(
 
 
 def load(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
-    """The experiment for a slice. Raises UserError, naming the nearest mesh that works."""
+    """Return the experiment for a slice. Raise UserError, naming the nearest mesh that works."""
     experiment = _read(path, overrides, target)
     mesh = experiment.mesh
     ways = (mesh.replica, mesh.fsdp, mesh.tensor)
@@ -71,7 +72,7 @@ def load(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
         near = nearest(experiment, target)
         if near is None:
             raise
-        raise UserError(f"{e}; the nearest that works is {words(experiment, near)}") from e
+        raise UserError(f"{e}; the nearest that works is {override_flags(experiment, near)}") from e
     runs_on = {"splash": "TPUs", "cudnn": "NVIDIA GPUs"}.get(experiment.model.attention)
     takes, kernel = ("TPUs", "splash") if target.chip.dimensions else ("NVIDIA GPUs", "cudnn")
     if runs_on not in (None, takes):
@@ -83,7 +84,7 @@ def load(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
 
 
 def _read(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
-    """The experiment for a slice, whether its placement can be or not."""
+    """Return the experiment for a slice, whether its placement is possible or not."""
     experiment = config.load(path, (), target.name)
     for text in overrides:
         experiment = config.override(experiment, text)
@@ -96,39 +97,39 @@ def _plan(experiment: Experiment, target: Slice, name: str, price: float | None)
         return plan
     remedies = []
     for near in _remedies(experiment, target, plan.hbm_peak_bytes)[:MAX_REMEDIES_COMPILED]:
-        change = words(experiment, near)
+        change = override_flags(experiment, near)
         print(f"does not fit; trying {change}", file=sys.stderr)
         try:
-            better = _plan_once(near, target, name, price)
+            fitting = _plan_once(near, target, name, price)
         except UserError as e:
             print(e, file=sys.stderr)
             continue
-        if better.fits and better.spare_share is not None:
-            remedies.insert(0, f"{change} ({better.spare_share:.1%} of HBM to spare)")
-            if better.spare_share >= MIN_SPARE:
+        if fitting.fits and fitting.spare_share is not None:
+            remedies.insert(0, f"{change} ({fitting.spare_share:.1%} of HBM to spare)")
+            if fitting.spare_share >= MIN_SPARE:
                 break
     return dataclasses.replace(plan, remedies=tuple(remedies))
 
 
 def _plan_once(experiment: Experiment, target: Slice, name: str, price: float | None) -> Plan:
-    """Compiled, or by arithmetic for GPUs, whose compiler is not here."""
+    """Return a plan by the compiler, or by arithmetic for GPUs, whose compiler is not here."""
     result = _compile(name, experiment, target) if target.chip.dimensions else None
     return make_plan(name, experiment, target, result, price)
 
 
 def _compile(name: str, experiment: Experiment, target: Slice):
-    watch = sys.stderr.isatty()
-    end = "\r" if watch else "\n"
+    live = sys.stderr.isatty()
+    end = "\r" if live else "\n"
     last = -math.inf
 
     def progress(seconds: float) -> None:
         nonlocal last
-        if watch or seconds - last >= 15:
+        if live or seconds - last >= 15:
             print(f"compiling {name} for {target.name}, {seconds:.0f} s", end=end, file=sys.stderr)
             last = seconds
 
     result = compile_step(experiment, target, progress)
-    if watch and last > 0:
+    if live and last > 0:
         print("\x1b[K", end="", file=sys.stderr)  # clears the line
     return result
 
@@ -137,7 +138,7 @@ def _compile(name: str, experiment: Experiment, target: Slice):
 
 
 def meshes(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
-    """The experiment on every mesh over the slice's devices that divides its model."""
+    """Yield the experiment on every mesh over the slice's devices that divides its model."""
     n = target.num_devices
     for tensor in TENSOR_WAYS:
         for replica in (
@@ -159,8 +160,8 @@ def meshes(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
 
 
 def rings(target: Slice, fsdp: int) -> list[int]:
-    """The side of the torus for fsdp's ring, or none: of 8 or more, because a short ring leaves
-    much to its planes, and the shortest, because the matmuls of a long one are too small."""
+    """Return the side of the torus for fsdp's ring, or none: of 8 or more, because a short ring
+    leaves much to its planes, and the shortest, because the matmuls of a long one are too small."""
     return sorted(side for side in target.shape if side >= 8 and fsdp % side == 0)[:1]
 
 
@@ -173,7 +174,8 @@ def _valid(experiment: Experiment) -> bool:
 
 
 def nearest(experiment: Experiment, target: Slice) -> Experiment | None:
-    """The valid placement whose mesh and micro-batches differ least from the experiment's."""
+    """Return the valid placement whose mesh and micro-batches differ least from the
+    experiment's."""
 
     def distance(other: Experiment) -> float:
         pairs = [
@@ -196,7 +198,8 @@ def _divisors(n: int) -> list[int]:
 
 
 def placements(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
-    """On every mesh, in every number of micro-batches, under every remat policy."""
+    """Yield the experiment on every mesh, in every number of micro-batches, under every remat
+    policy."""
     for e, micro_batches, remat in itertools.product(
         meshes(experiment, target), _divisors(experiment.data.batch_size), REMAT_POLICIES
     ):
@@ -207,8 +210,8 @@ def placements(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
             yield candidate
 
 
-def words(old: Experiment, new: Experiment) -> str:
-    """The --set options that make one of the other."""
+def override_flags(old: Experiment, new: Experiment) -> str:
+    """Return the --set options that turn one experiment into the other."""
     out = []
     for section in dataclasses.fields(Experiment):
         a, b = getattr(old, section.name), getattr(new, section.name)
@@ -220,7 +223,7 @@ def words(old: Experiment, new: Experiment) -> str:
 
 
 def _remedies(experiment: Experiment, target: Slice, needed: float | None) -> list[Experiment]:
-    """Placements one or two changes away, the fastest that should fit first.
+    """Return placements one or two changes away, the fastest that should fit first.
 
     needed: bytes, if the compiler said so. By it, or by not fitting, the experiment itself tells
     how far the arithmetic is off.
@@ -277,10 +280,10 @@ def search(
     max_compiles: int,
     jobs: int | None,
 ) -> list[tuple[Plan, Experiment]]:
-    """The placements that fit with HBM to spare and that none betters in step time, cost and chips
-    at once; the cheapest first. What --set fixes stays as it is.
+    """Return the placements that fit with HBM to spare, of these the Pareto front over step time,
+    cost and chips; the cheapest first. What --set fixes stays as it is.
 
-    max_compiles: on each slice. Raises UserError if none fits.
+    max_compiles: on each slice. Raise UserError if none fits.
     """
     wanted = [parse_slice(text) for text in names] or _default_slices(path, overrides)
     queues = []
@@ -306,7 +309,8 @@ def search(
 def _compile_all(
     name: str, queues: list[_Queue], price: float | None, jobs: int
 ) -> list[tuple[Plan, Experiment]]:
-    """The plans with HBM to spare of what the queues hold, a slice in turn."""
+    """Return the plans with HBM to spare of what the queues hold, compiling for each slice in
+    turn."""
     total = sum(min(queue.left, len(queue.waiting)) for queue in queues)
     progress = Progress(total, 0)
     progress.note(
@@ -341,7 +345,7 @@ def _compile_all(
 
 
 def _compile_or_refuse(experiment: Experiment, target: Slice) -> CompileResult | UserError:
-    """One placement that the compiler cannot take does not end a search."""
+    """Return the refusal of a placement that cannot be compiled: it does not end a search."""
     try:
         return compile_step(experiment, target)
     except UserError as e:
@@ -349,7 +353,8 @@ def _compile_or_refuse(experiment: Experiment, target: Slice) -> CompileResult |
 
 
 def _for_tpu(experiment: Experiment) -> Experiment:
-    """With the attention kernel of TPUs, if heads are as wide as it wants them."""
+    """Return the experiment with the attention kernel of TPUs, if its heads are as wide as that
+    needs."""
     if experiment.model.head_dim % SPLASH_HEAD_DIM:
         return experiment
     return dataclasses.replace(
@@ -358,8 +363,8 @@ def _for_tpu(experiment: Experiment) -> Experiment:
 
 
 def _promising(experiment: Experiment, overrides: Sequence[str], target: Slice) -> list[Experiment]:
-    """Placements that may fit, without those that another on the same mesh betters in both time
-    and memory; the fastest by arithmetic first."""
+    """Return placements that may fit, the fastest by arithmetic first. Those are left out that take
+    more of both time and memory than another on the same mesh."""
     limit = (1 - MIN_SPARE) * target.chip.hbm_bytes
     by_mesh: dict[config.MeshConfig, list[tuple[float, float, Experiment]]] = {}
     for e in placements(experiment, target):
@@ -380,7 +385,8 @@ def _promising(experiment: Experiment, overrides: Sequence[str], target: Slice) 
 
 
 def _default_slices(path: str, overrides: Sequence[str]) -> list[Slice]:
-    """Of each chip, the smallest slice on which arithmetic expects the run to end in time."""
+    """Return, for each chip, the smallest slice on which arithmetic expects the run to end in
+    time."""
     found = []
     for name in SEARCHED_CHIPS:
         chip = CHIPS[name]
@@ -400,7 +406,7 @@ def _default_slices(path: str, overrides: Sequence[str]) -> list[Slice]:
 
 
 def _default_jobs() -> int:
-    """Compilers that the cores and the free memory of this machine allow."""
+    """Return how many compilers the cores and the free memory of this machine allow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
@@ -410,17 +416,17 @@ def _default_jobs() -> int:
 
 
 def _pareto(found: list[tuple[Plan, Experiment]]) -> list[tuple[Plan, Experiment]]:
-    """Those that no other betters in one of step time, cost and chips and equals in the others."""
+    """Return the Pareto front over step time, cost and chips."""
 
     def price(plan: Plan) -> tuple[float, float, int]:
-        dearest = (plan.cost or plan.chip_hours or (0.0, math.inf))[1]
-        return dearest, plan.step_seconds or math.inf, plan.chips
+        most = (plan.cost or plan.chip_hours or (0.0, math.inf))[1]
+        return most, plan.step_seconds or math.inf, plan.chips
 
     kept, seen = [], set()
     for plan, experiment in sorted(found, key=lambda item: price(item[0])):
         mine = price(plan)
-        better = any(all(a <= b for a, b in zip(price(p), mine, strict=True)) for p, _ in kept)
-        if not better and mine not in seen:
+        dominated = any(all(a <= b for a, b in zip(price(p), mine, strict=True)) for p, _ in kept)
+        if not dominated and mine not in seen:
             kept.append((plan, experiment))
             seen.add(mine)
     return kept
@@ -430,7 +436,8 @@ def _pareto(found: list[tuple[Plan, Experiment]]) -> list[tuple[Plan, Experiment
 
 
 def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
-    """An experiment file of the placement, its docstring saying by which figures it was chosen."""
+    """Write an experiment file of the placement; its docstring says by which figures it was
+    chosen."""
     experiment = dataclasses.replace(
         experiment, mesh=dataclasses.replace(experiment.mesh, slice=plan.slice)
     )
@@ -472,7 +479,7 @@ def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
 
 
 def _section(name: str, section: object) -> list[str]:
-    """The source of one section, without the fields that have their default."""
+    """Return the source of one section, without the fields that have their default."""
     fields = [
         f"            {f.name}={_source(getattr(section, f.name))},"
         for f in dataclasses.fields(section)
@@ -482,7 +489,7 @@ def _section(name: str, section: object) -> list[str]:
 
 
 def _source(value: object) -> str:
-    """As ruff formats it, but for the breaks of long lines."""
+    """Return a value as ruff formats it, but for the breaks of long lines."""
     if isinstance(value, str):
         return json.dumps(value)
     if isinstance(value, tuple):

@@ -42,6 +42,8 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
+    """The models to choose from for a demand and a target, with all that the choice rests on."""
+
     served: float  # tokens, over the life of the model
     target: tuple[str, float]
     unit: str  # of the whole cost, if that is the target; else flops
@@ -63,9 +65,12 @@ def decide(
     target: tuple[str, float],
     assumptions: Assumptions,
 ) -> Decision:
-    """target: ("quality_of", N), ("train_flops", C), ("loss", L), or the whole cost, of training
-    and serving: ("total_flops" | "total_money" | "total_energy", X). Raises UserError for one that
-    cannot be reached."""
+    """Return the models that reach a target and serve a demand at the least cost.
+
+    target: ("quality_of", N), ("train_flops", C), ("loss", L), or the whole cost, of training and
+    serving: ("total_flops" | "total_money" | "total_energy", X). Raise UserError for one that
+    cannot be reached.
+    """
     laws = _stack(law, samples)
     kind, value = target
     limit = costs.max_params(assumptions)
@@ -121,8 +126,8 @@ def decide(
 
 
 def over_demand(law: Law, samples: Law | None, decision: Decision) -> list[Decision]:
-    """For demands about its own and LLaMA's: for the same target or, if that was a whole cost, the
-    loss that it bought."""
+    """Return decisions for demands around the decision's own and LLaMA's: for the same target or,
+    if that was a whole cost, the loss that it bought."""
     target = decision.target
     if target[0].startswith("total_"):
         target = "loss", decision.choices[decision.unit]["loss"].value
@@ -135,8 +140,8 @@ def over_demand(law: Law, samples: Law | None, decision: Decision) -> list[Decis
 
 
 def best_for_tokens(decision: Decision, name: str) -> float:
-    """The demand for which one of LLAMA is the cheapest of its loss, in the decision's unit; below
-    0 if there is none."""
+    """Return the demand for which one of LLAMA is the cheapest of its loss, in the decision's unit;
+    below 0 if there is none."""
     rate = costs.rates(decision.assumptions)[decision.unit]
     share = rate.served_as_flops(decision.assumptions.prompt_share)
     return decision.llama[name]["best for tokens"].value / share
@@ -151,7 +156,7 @@ def _stack(law: Law, samples: Law | None) -> Law:
 
 
 def _loss(laws: Law, kind: str, value: float) -> np.ndarray:
-    """[1 + S]: the quality of a model is what it is under each law."""
+    """Return the loss [1 + S] of a target: the quality of a model is what it is under each law."""
     if kind == "quality_of":
         return laws.loss(value, laws.optimal_tokens(value))
     if kind == "train_flops":
@@ -161,10 +166,12 @@ def _loss(laws: Law, kind: str, value: float) -> np.ndarray:
 
 
 def option(kind: str) -> str:
+    """Return the command line's option for a kind of target."""
     return "--" + kind.replace("_", "-")
 
 
 def _missing(unit: str, a: Assumptions) -> str:
+    """Return what is missing for an answer in a unit, as a sentence."""
     uses = {"train": a.train_chip, "serve": a.serve_chip}
     if unit == "money":
         unknown = [use for use in uses if getattr(a, f"{use}_price") is None]
@@ -185,7 +192,8 @@ def _figures(
     equal: dict[str, float],
     of_total: bool,
 ) -> dict[str, Figure]:
-    """Of one choice; its saving and break-even, at the same loss, by the unit it is named for."""
+    """Return the figures of one choice; its saving and break-even, at the same loss, are by the
+    unit it is named for."""
     train, serve = CHIPS[a.train_chip], CHIPS[a.serve_chip]
     train_flops = TRAINING * choice.params * choice.tokens
     served_flops = INFERENCE * choice.params * served

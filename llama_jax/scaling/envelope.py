@@ -15,8 +15,9 @@ NUM_FLOPS = 1500  # values of C, evenly spaced in logarithm, as in the paper
 
 @dataclasses.dataclass(frozen=True)
 class Envelope:
-    """Arrays [P]. Where the best size is the smallest or largest that was trained so far, a size
-    beyond might be better still: those values of C are left out."""
+    """The lowest loss of all curves at some values of C: arrays [P]. Where the best size is the
+    smallest or largest that was trained so far, a size beyond might have a lower loss still: those
+    values of C are left out."""
 
     flops: np.ndarray
     params: np.ndarray

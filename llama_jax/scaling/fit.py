@@ -22,7 +22,7 @@ HELD_OUT_SHARE = 0.2  # of runs, those with most FLOPs, whose loss a fit to the 
 
 @dataclasses.dataclass(frozen=True)
 class Approach:
-    """(N_opt, D_opt) of C; those of `samples` have arrays [S]."""
+    """One approach's (N_opt, D_opt) of C; those of `samples` have arrays [S]."""
 
     optimum: tuple[PowerLaw, PowerLaw]
     samples: tuple[PowerLaw, PowerLaw]
@@ -45,7 +45,8 @@ class Fit:
 
 
 def fit(points: Points, table: str, bootstraps: int, seed: int) -> Fit:
-    """Raises UserError for points that no law can be fitted to. Shows its progress."""
+    """Return the laws of a table, by three approaches, and show the progress. Raise UserError for
+    points that no law can be fitted to."""
     final, rng = points.final(), np.random.default_rng(seed)
     _check(final, len(points), table)
     progress = Progress(4, 0)
@@ -87,12 +88,12 @@ def fit(points: Points, table: str, bootstraps: int, seed: int) -> Fit:
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
-    """Percentiles of samples [S] but for NaN, which is what they are if nothing else is there."""
+    """Return percentiles of samples [S], of which NaN is left out; NaN if nothing else is there."""
     known = samples[~np.isnan(samples)]
     if not len(known):
         return np.nan, np.nan
     ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-    low, high = np.quantile(known, ends, method="inverted_cdf")  # which bears infinity
+    low, high = np.quantile(known, ends, method="inverted_cdf")  # takes infinity
     return float(low), float(high)
 
 
@@ -107,7 +108,7 @@ def _check(points: Points, rows: int, table: str) -> None:
 
 
 def _powers(law: Law) -> tuple[PowerLaw, PowerLaw]:
-    """N_opt and D_opt of a law."""
+    """Return N_opt and D_opt of a law."""
     a, b = law.exponents
     k = law.optimal_params(6.0)  # where C / 6 is 1
     return PowerLaw(k / 6**a, a), PowerLaw(1 / k / 6**b, b)
@@ -201,7 +202,7 @@ def _envelope_warnings(curves: list[Points]):
 
 
 def ranges(points: Points) -> dict[str, tuple[float, float]]:
-    """Quantity -> (least, most)."""
+    """Return (least, most) of each quantity."""
     values = {
         "parameters": points.params,
         "training tokens": points.tokens,
@@ -212,7 +213,7 @@ def ranges(points: Points) -> dict[str, tuple[float, float]]:
 
 
 def to_json(fit: Fit) -> dict:
-    """What laws.json holds; intervals as [low, high]."""
+    """Return what laws.json holds; intervals as [low, high]."""
 
     approaches = {}
     for number, approach in fit.approaches.items():
@@ -248,8 +249,8 @@ def to_json(fit: Fit) -> dict:
 
 
 def read_law(name: str) -> tuple[Law, Law | None, dict[str, tuple[float, float]]]:
-    """(law, the bootstrap's laws, ranges of the runs) of a laws.json, or of one of PUBLISHED, which
-    have no bootstrap. Raises UserError."""
+    """Return (law, the bootstrap's laws, ranges of the runs) of a laws.json, or of one of
+    PUBLISHED, which have no bootstrap. Raise UserError for what is neither."""
     if name in PUBLISHED:
         return PUBLISHED[name], None, PUBLISHED_RANGES
     try:

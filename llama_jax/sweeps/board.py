@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of a whole run; as intervals (low, high) if there are two estimates."""
+    """Time and cost of a whole run, as intervals (low, high) if there are two estimates."""
 
     seconds: tuple[float, float]
     cost: tuple[float, float] | None = None  # dollars
@@ -32,6 +32,7 @@ class Prediction:
     mfu: tuple[float, float] | None = None
 
     def part(self, share: float) -> "Prediction":
+        """Return the prediction for a share of the run."""
         seconds, cost = (
             found and (found[0] * share, found[1] * share) for found in (self.seconds, self.cost)
         )
@@ -42,8 +43,8 @@ NO_MESH, NO_ROOM = "no mesh", "does not fit"
 
 
 def on_slice(run: Run, target: Slice, price: float | None) -> Prediction | str | None:
-    """By what plan has compiled, else by its arithmetic; why not, if the slice will not do; None if
-    the time is unknown."""
+    """Return a prediction by what plan has compiled, else by its arithmetic; why not, if the slice
+    will not do; None if the time is unknown."""
     placed = search.nearest(run.experiment, target)
     if placed is None:
         return NO_MESH
@@ -58,7 +59,8 @@ def on_slice(run: Run, target: Slice, price: float | None) -> Prediction | str |
 
 
 def as_before(run: Run, runs: list[Run], states: list[State]) -> Prediction | None:
-    """By the FLOP/s of the sweep's run with the nearest size that has begun, here or elsewhere."""
+    """Return the time predicted from the throughput of the started run nearest in size, started
+    here or elsewhere."""
     begun = [
         (abs(other.params - run.params), found.tokens_per_second * other.full_flops / other.tokens)
         for other, found in zip(runs, states, strict=True)
@@ -71,7 +73,8 @@ def as_before(run: Run, runs: list[Run], states: list[State]) -> Prediction | No
 
 
 def share_left(run: Run, found: State) -> float:
-    """Of its steps; none of what is finished, and none of what failed, which nobody works on."""
+    """Return the share of the run's steps that is left; none of what is finished, and none of what
+    failed, which nobody works on."""
     if found.status in ("finished", "failed"):
         return 0.0
     return 1 - found.step / run.experiment.run.num_steps
@@ -137,7 +140,8 @@ def print_plan(runs: list[Run], target: Slice | None, price: float | None) -> No
 
 
 def repeated_text(runs: list[Run]) -> Iterator[str]:
-    """Laws hold for a single epoch: which runs read a source more than once, if that is known."""
+    """Yield which runs read a source more than once, if that is known: laws hold for a single
+    epoch."""
     for run in runs:
         data = run.experiment.data
         try:
@@ -151,7 +155,7 @@ def repeated_text(runs: list[Run]) -> Iterator[str]:
 
 
 def _time_and_cost(predicted: Prediction | str | None, price: float | None) -> list[str]:
-    """Cells."""
+    """Return the table cells for time and, if priced, cost."""
     if not isinstance(predicted, Prediction):
         return [predicted or "?", *([] if price is None else ["-" if predicted else "?"])]
     cells = [" to ".join(dict.fromkeys(map(duration, predicted.seconds)))]
@@ -163,7 +167,8 @@ def _time_and_cost(predicted: Prediction | str | None, price: float | None) -> l
 def _total_time_and_cost(
     parts: list[tuple[Prediction | str | None, float]], price: float | None
 ) -> list[str]:
-    """Cells, of such shares of runs one after another; without those that the slice will not do."""
+    """Return the same cells for such shares of runs, one after another; without those that the
+    slice will not do."""
     if any(predicted is None for predicted, _ in parts):
         return _time_and_cost(None, price)
     known = [p.part(share) for p, share in parts if isinstance(p, Prediction)]
@@ -179,7 +184,7 @@ def _dollars(cost: float) -> str:
 
 
 def _basis(predictions: list[Prediction | str | None]) -> str:
-    """What the estimates of a slice rest on, and what they leave out."""
+    """Return what the estimates of a slice rest on, and what they leave out."""
     known = [p for p in predictions if isinstance(p, Prediction)]
     words = ["one run after another"]
     for compiled, by in (
@@ -254,7 +259,7 @@ class Board:
         return "  ".join(filter(None, (found.status, *figures)))
 
     def left(self) -> str:
-        """For what is neither finished nor failed, one run after another."""
+        """Return the time left for what is neither finished nor failed, one run after another."""
         seconds = 0.0
         for run, found in zip(self.runs, self.states, strict=True):
             share = share_left(run, found)

@@ -59,19 +59,20 @@ class Run:
 
     @property
     def flops(self) -> int:
-        """6ND, with embeddings."""
+        """Return 6ND, with embeddings."""
         return 6 * self.params * self.tokens
 
     @property
     def full_flops(self) -> int:
-        """By the full count: attention, and of the embeddings only what is multiplied."""
+        """Return the full count: attention, and of the embeddings only what is multiplied."""
         data = self.experiment.data
         return model_flops_per_token(self.experiment.model, data.seq_len) * self.tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """status: waiting, running, unfinished (nobody works on it), failed or finished."""
+    """What is known of a run. status: waiting, running, unfinished (nobody works on it), failed or
+    finished."""
 
     status: str
     step: int = 0
@@ -81,9 +82,9 @@ class State:
 
 
 def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
-    """The validated experiments that get_sweep() of the file at `path` returns, by name.
+    """Return the validated experiments that get_sweep() of the file at `path` returns, by name.
 
-    overrides: "section.field=value" strings, for every one. Raises UserError.
+    overrides: "section.field=value" strings, for every one. Raise UserError for what is no sweep.
     """
     module = config.execute(path)
     if not hasattr(module, "get_sweep"):
@@ -115,7 +116,7 @@ def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
 
 
 def config_hash(experiment: Experiment) -> str:
-    """12 digits that stand for every field of it."""
+    """Return 12 digits that stand for every field of an experiment."""
     return hashlib.sha256(config.to_json(experiment).encode()).hexdigest()[:12]
 
 
@@ -128,6 +129,7 @@ def failed(run: Run) -> bool:
 
 
 def state(run: Run) -> State:
+    """Return what a run's directory says of it."""
     rows = _metrics(run)
     known = {}
     if rows:
@@ -164,49 +166,51 @@ def work(
     workdir: epath.Path,
     shard: tuple[int, int],
     expiry: float,
-    watch: Callable[[Run | None], None],
+    on_progress: Callable[[Run | None], None],
 ) -> None:
-    """Trains all that is neither finished nor failed, one at a time; waits for what others train.
+    """Train all that is neither finished nor failed, one at a time; wait for what others train.
 
     shard: (i, n) begins with every nth run from the ith, so that machines rarely want the same.
-    expiry: of leases, in seconds. watch: called again and again with the run in hand, if any.
+    expiry: of leases, in seconds. on_progress: called about once a second with the run in hand, if
+    any.
     """
-    _prepare(runs, workdir, expiry, watch)
+    _prepare(runs, workdir, expiry, on_progress)
     write_results(runs, workdir)
     i, n = shard
     order = runs[i::n] + [run for k, run in enumerate(runs) if k % n != i]
     while left := [run for run in order if not finished(run) and not failed(run)]:
-        if not any(_train(run, runs, workdir, expiry, watch) for run in left):
-            _wait(watch)
+        if not any(_train(run, runs, workdir, expiry, on_progress) for run in left):
+            _wait(on_progress)
 
 
 def retry(runs: list[Run]) -> None:
-    """Forgets what failed."""
+    """Forget what failed."""
     for run in runs:
         (run.directory / FAILED).unlink(missing_ok=True)
 
 
-def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, watch) -> None:
-    """Token stores that are missing. Raises UserError if one cannot be made."""
+def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, on_progress) -> None:
+    """Make the token stores that are missing. Raise UserError if one cannot be made."""
     for run in runs:
         while not store.exists(run.experiment.data):
             leased = time.monotonic()
             with held(workdir / "prepare", expiry) as lease:
                 if lease is not None and not store.exists(run.experiment.data):
-                    wait = functools.partial(watch, None)
+                    wait = functools.partial(on_progress, None)
                     reason = worker.run(run.experiment, lease, leased, True, wait)
                     if reason:
                         raise UserError(f"{run.name}: no token store: {reason}")
-            _wait(watch)
+            _wait(on_progress)
 
 
-def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, watch) -> bool:
-    """Whether it was ours to do, and came to an end."""
+def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, on_progress) -> bool:
+    """Train a run unless another process does; return whether it was ours to do and came to an
+    end."""
     leased = time.monotonic()
     with held(run.directory, expiry) as lease:
         if lease is None or finished(run) or failed(run):
             return False
-        wait = functools.partial(watch, run)
+        wait = functools.partial(on_progress, run)
         reason = worker.run(run.experiment, lease, leased, False, wait)
         if reason is None:
             return False
@@ -218,9 +222,9 @@ def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, watch)
     return True
 
 
-def _wait(watch) -> None:
-    """For others; not in step with them."""
-    watch(None)
+def _wait(on_progress) -> None:
+    """Wait for others, but not in step with them."""
+    on_progress(None)
     time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
 
 
@@ -228,7 +232,7 @@ def _wait(watch) -> None:
 
 
 def rows(run: Run) -> list[dict]:
-    """A row for each evaluation of a finished run, by column."""
+    """Return a row for each evaluation of a finished run, by column."""
     record = json.loads((run.directory / worker.FINISHED).read_text())
     found, rates = [], []
     share = 1 / run.experiment.run.num_steps
@@ -263,7 +267,7 @@ def rows(run: Run) -> list[dict]:
 
 
 def write_results(runs: list[Run], workdir: epath.Path) -> None:
-    """results.csv anew, of all that is finished."""
+    """Write results.csv, of all that is finished."""
     written = None
     # Another process may finish a run, and write, between our reading and our writing.
     while written != (done := [run for run in runs if finished(run)]):
