@@ -29,15 +29,15 @@ from rich.table import Table
 from llama_jax import config
 from llama_jax.experiment import load, to_json
 from llama_jax.flops import model_flops_per_token
-from llama_jax.plan import program, slices
+from llama_jax.hardware import GIB, parse_slice
+from llama_jax.plan.compile import cache_directory, devices, versions
 from llama_jax.plan.estimate import Estimate, estimate, expected_mfu
-from llama_jax.plan.slices import GIB
+from llama_jax.plan.sources import import_closure
 
 MAXTEXT = "0.2.5"
 REPOSITORY = Path(__file__).resolve().parent.parent
-CACHE = program.cache_directory().parent / f"maxtext-{MAXTEXT}"
+CACHE = cache_directory().parent / f"maxtext-{MAXTEXT}"
 BIN = CACHE / "venv" / "bin"
-SOURCES = "config sharding attention model loss optimizer step plan/slices".split()
 
 V4_FLAGS = "--xla_enable_async_all_gather=true TPU_MEGACORE=MEGACORE_DENSE"
 # Without what MaxText recommends for the SparseCores, which changes nothing here, and
@@ -174,8 +174,7 @@ def compile_maxtext(name: str, row: Row) -> Path:
 
 def compile_ours(name: str, row: Row) -> Path:
     experiment = experiment_of(row)
-    package = Path(config.__file__).parent
-    sources = [(package / f"{source}.py").read_text() for source in SOURCES]
+    sources = [file.read_text() for file in import_closure("llama_jax.plan.compile")]
     prefix = CACHE / f"{name}-ours-{digest(to_json(experiment), *sources)}"
     if not prefix.with_suffix(".json").exists():
         path = f"PYTHONPATH={REPOSITORY}:{REPOSITORY / 'benchmarks'}"
@@ -190,7 +189,7 @@ def digest(*parts: str) -> str:
 
 def experiment_of(row: Row) -> config.Experiment:
     """The slice's, with one micro-batch."""
-    rows = row.tokens_per_chip * slices.parse(row.slice).num_chips // 2048
+    rows = row.tokens_per_chip * parse_slice(row.slice).num_chips // 2048
     overrides = [*row.overrides, "execution.micro_batches=1", f"data.batch_size={rows}"]
     return load(str(REPOSITORY / "experiments" / f"{row.experiment}.py"), overrides, row.slice)
 
@@ -205,14 +204,14 @@ def write_ours(name: str, prefix: str) -> None:
 
     row = ROWS[name]
     experiment = experiment_of(row)
-    mesh = make_mesh(experiment.execution.mesh, slices.devices(slices.parse(row.slice)))
+    mesh = make_mesh(experiment.execution.mesh, devices(parse_slice(row.slice)))
     with jax.set_mesh(mesh):
         x_ABT = jax.ShapeDtypeStruct(
             (1, experiment.data.batch_size, experiment.data.seq_len),
             jnp.int32,
             sharding=batch_sharding(mesh, experiment.execution.mesh, "ABT"),
         )
-        batch = dict.fromkeys(("tokens", "targets", "segments", "positions"), x_ABT)
+        batch = dict.fromkeys(config.BATCH_KEYS, x_ABT)
         state = abstract(lambda: init_state(experiment))
         compiled = (
             make_train_step(experiment, next_token_loss(experiment.execution))
@@ -223,7 +222,7 @@ def write_ours(name: str, prefix: str) -> None:
     assert memory
     record = {
         "experiment": dataclasses.asdict(experiment),
-        "versions": program.versions(),
+        "versions": versions(),
         "mesh_axes": dict(mesh.shape),
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
@@ -238,7 +237,7 @@ def write_ours(name: str, prefix: str) -> None:
 
 
 def add_rows(table: Table, row: Row, ours: Path, maxtext: Path) -> None:
-    chip = slices.parse(row.slice).chip
+    chip = parse_slice(row.slice).chip
     experiment = experiment_of(row)
     flops = row.tokens_per_chip * model_flops_per_token(experiment.model, experiment.data.seq_len)
     found = [read(row, prefix) for prefix in (ours, maxtext)]
@@ -268,7 +267,7 @@ def read(row: Row, prefix: Path) -> tuple[Estimate, int, int]:
     """A program's time, and its bytes of HBM and of the host's memory."""
     record = json.loads(prefix.with_suffix(".json").read_text())
     hlo = prefix.with_suffix(".hlo").read_text()
-    where = slices.parse(row.slice)
+    where = parse_slice(row.slice)
     result = estimate(hlo, where.chip, record["mesh_axes"], where.shape)
     # libtpu's peak is that of HBM or of the host's memory, whichever is more.
     hbm = min(record["peak_bytes"], record["argument_bytes"] + record["temp_bytes"])

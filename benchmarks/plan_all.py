@@ -10,12 +10,12 @@ import argparse
 import json
 from pathlib import Path
 
+from llama_jax.hardware import GIB
 from llama_jax.plan.report import Plan, brief
 from llama_jax.plan.search import plan_all
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 GOLDEN = EXPERIMENTS / "results/plans.json"
-GIB = 2**30
 
 
 def figures(plan: Plan) -> dict:
@@ -44,13 +44,13 @@ def placements() -> list[str]:
     for path in sorted(EXPERIMENTS.glob("llama_*.py")):
         scope: dict = {}
         exec(compile(path.read_text(), path, "exec"), scope)
-        named += [f"{path.stem}@{slice}" for slice in scope["SLICES"]]
+        named += [f"{path.stem}@{name}" for name in scope["SLICES"]]
     return named
 
 
 def plan(placement: str) -> Plan:
-    experiment, slice = placement.split("@")
-    return plan_all(str(EXPERIMENTS / f"{experiment}.py"), [], [slice], None)[0]
+    experiment, target = placement.split("@")
+    return plan_all(str(EXPERIMENTS / f"{experiment}.py"), [], [target], None)[0]
 
 
 def main() -> None:

@@ -42,6 +42,7 @@ class ModelConfig:
         return -(-(8 * self.embed_dim // 3) // 256) * 256
 
 
+LOSS_CHUNK = 1024  # tokens per device whose logits exist at a time
 COMPUTE_DTYPES = ("bfloat16", "float32")
 ATTENTION_KERNELS = ("reference", "splash", "cudnn")  # any device; TPU; NVIDIA GPU
 
@@ -104,6 +105,9 @@ LLAMA_MIXTURE = (
     ("arxiv", 0.025),
     ("stackexchange", 0.02),
 )
+
+
+BATCH_KEYS = ("tokens", "targets", "segments", "positions")  # the arrays of a batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Parameters, floating-point operations and peaks: the arithmetic behind MFU and HFU.
+"""Parameters and floating-point operations: the arithmetic behind MFU and HFU.
 
 MFU = tokens/s * model FLOPs per token / peak. Model FLOPs are what the mathematics needs: 6 for
 each parameter that multiplies (forward 2, backward 4) and causal attention. HFU puts the FLOPs that
@@ -9,10 +9,11 @@ import math
 import time
 
 from llama_jax.config import ModelConfig
+from llama_jax.hardware import CHIP_OF_KIND
 
 
 def num_params(cfg: ModelConfig) -> int:
-    """The exact number of parameters, embeddings included."""
+    """Return the exact number of parameters, embeddings included."""
     D, F, V = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size
     attention = 2 * D * D + 2 * D * cfg.kv_heads * cfg.head_dim
     layer = attention + 3 * D * F + 2 * D
@@ -20,20 +21,23 @@ def num_params(cfg: ModelConfig) -> int:
 
 
 def num_matmul_params(cfg: ModelConfig) -> int:
-    """Those that take part in a matrix product: no norm scales, no embedding table but the head."""
+    """Return the number of parameters that take part in a matrix product: no norm scales, no
+    embedding table but the head."""
     norms = (2 * cfg.num_layers + 1) * cfg.embed_dim
     tables = (1 if cfg.tie_embeddings else 2) * cfg.vocab_size * cfg.embed_dim
     return num_params(cfg) - norms - tables + cfg.vocab_size * cfg.embed_dim
 
 
 def model_flops_per_token(cfg: ModelConfig, seq_len: int) -> int:
-    """Of forward and backward. Attention: q k^T and weights v are 2 * T * D each, forward; three
-    times that with backward; half of it because a token sees T/2 others on average."""
+    """Return the FLOPs of forward and backward pass. Attention: q k^T and weights v are 2 * T * D
+    each, forward; three times that with backward; half of it because a token sees T/2 others on
+    average."""
     return 6 * num_matmul_params(cfg) + 6 * cfg.num_layers * seq_len * cfg.embed_dim
 
 
 def executed_flops(jaxpr) -> int:
-    """FLOPs of all matrix products in a traced program, over all devices, loops multiplied out.
+    """Return the FLOPs of all matrix products in a traced program, over all devices, loops
+    multiplied out.
 
     A kernel is taken to be causal attention: of its grid's last two dimensions, tiles of queries
     and of keys in either order, it computes those that the diagonal does not cut off.
@@ -61,34 +65,22 @@ def executed_flops(jaxpr) -> int:
     return total
 
 
-# Dense bf16 FLOP/s of one device, by jax's device_kind.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,  # cloud.google.com/tpu/docs/v4
-    "TPU v5 lite": 197e12,  # cloud.google.com/tpu/docs/v5e
-    "TPU v5": 459e12,  # cloud.google.com/tpu/docs/v5p
-    "TPU v6 lite": 918e12,  # cloud.google.com/tpu/docs/v6e
-    "TPU7x": 2307e12,  # cloud.google.com/tpu/docs/tpu7x
-    "NVIDIA A100-SXM4-80GB": 312e12,  # NVIDIA A100 data sheet
-    "NVIDIA H100 80GB HBM3": 989e12,  # NVIDIA H100 data sheet, SXM
-    "NVIDIA H200": 989e12,  # NVIDIA H200 data sheet, SXM
-}
-
-
 def peak_flops() -> tuple[float, str]:
-    """FLOP/s of all devices together, and where the figure is from: the table above, or, for a
-    kind of device that it lacks, what a large fp32 matrix product reaches here."""
+    """Return the FLOP/s of all devices together, and where the figure is from: the data sheet, or,
+    for a kind of device that hardware.py lacks, what a large fp32 matrix product reaches here."""
     import jax
 
     kind = jax.devices()[0].device_kind
-    if kind in PEAK_FLOPS:
-        return PEAK_FLOPS[kind] * jax.device_count(), f"data sheet, {kind}, bf16"
+    if kind in CHIP_OF_KIND:
+        peak = CHIP_OF_KIND[kind].peak_flops * jax.device_count()
+        return peak, f"data sheet, {kind}, bf16"
     # The CPU's devices share its cores: there the product measures all of a process's devices.
     times = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
     return times * measured_matmul_flops(), "measured here, fp32 matrix product"
 
 
 def measured_matmul_flops(size: int = 2048, rounds: int = 8, dtype: str = "float32") -> float:
-    """FLOP/s of the best of a few size x size matrix products on the first device."""
+    """Return the FLOP/s of the best of a few size x size matrix products on the first device."""
     import jax
     import jax.numpy as jnp
 

@@ -14,9 +14,8 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import reshard
 
 from llama_jax.collectives import all_gather, reduce_scatter, slice_of_D
+from llama_jax.config import LOSS_CHUNK
 from llama_jax.sharding import ACTIVATION_RULES, activation_spec, param_spec
-
-CHUNK = 1024  # tokens per device whose logits exist at a time
 
 
 def cross_entropy(x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array):
@@ -67,7 +66,7 @@ def _on_mesh(with_grads: bool, x_BTD, head_DV, targets_BT):
 def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):
     """Compute the same on one device's rows and its share of the vocabulary, N tokens at a time."""
     (B, T, D), V = x_BTD.shape, head_DV.shape[1]
-    N = min(CHUNK, B * T)
+    N = min(LOSS_CHUNK, B * T)
     pad = -(B * T) % N
     x_CND = jnp.pad(x_BTD.reshape(B * T, D), ((0, pad), (0, 0))).reshape(-1, N, D)
     targets_CN = jnp.pad(targets_BT.reshape(B * T), (0, pad), constant_values=-1).reshape(-1, N)

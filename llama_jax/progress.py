@@ -1,5 +1,9 @@
-"""The progress of long work: a bar where someone watches, a line now and then in a log file."""
+"""The progress of long work: a bar where someone watches, a line now and then in a log file.
 
+And numbers as people read them: durations, and quantities with three digits and a letter.
+"""
+
+import math
 import time
 
 from rich.console import Console
@@ -10,7 +14,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Progress:
-    """Shows how much of `total` is done, some figures, and the time left; on stderr."""
+    """A display on stderr of how much of `total` is done, some figures, and the time left."""
 
     def __init__(self, total: int, done: int):
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -39,7 +43,7 @@ class Progress:
             self.last_line = now
 
     def note(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line that stays, above the bar."""
         self.console.print(text, markup=False)
 
     def close(self) -> None:
@@ -47,10 +51,25 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """As 3d 04h, 2h 05m or 4m 09s."""
+    """Return a time as 3d 04h, 2h 05m or 4m 09s."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
     if days:
         return f"{days}d {h:02}h"
     return f"{h}h {m:02}m" if h else f"{m}m {s:02}s"
+
+
+def quantity(value: float) -> str:
+    """Return a number as 6.97B or 1.25T; "-" for NaN, "never" for an infinite demand."""
+    if math.isnan(value):
+        return "-"
+    if value == math.inf:
+        return "never"
+    rounded = float(f"{value:.3g}")
+    if abs(rounded) >= 1e15:
+        return f"{value:.2e}"
+    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(rounded) >= factor:
+            return f"{rounded / factor:.3g}{letter}"
+    return f"{rounded:.3g}"

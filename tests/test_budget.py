@@ -8,15 +8,16 @@ import pytest
 
 from llama_jax import cli
 from llama_jax.config import UserError
-from llama_jax.plan.slices import CHIPS
-from llama_jax.scaling import figures, optimum, serving
-from llama_jax.scaling.decision import COSTS, LLAMA, Decision, decide, over_demand, quantity
+from llama_jax.hardware import CHIPS
+from llama_jax.progress import quantity
+from llama_jax.scaling import costs, figures, optimum
+from llama_jax.scaling.budget import COSTS, LLAMA, Decision, decide, over_demand
+from llama_jax.scaling.costs import Assumptions
 from llama_jax.scaling.law import NAMES, PUBLISHED, PUBLISHED_RANGES, Law
 from llama_jax.scaling.optimum import Choice
-from llama_jax.scaling.serving import Assumptions
 
 ROOT = Path(__file__).parents[1]
-ASSUMED = serving.resolve(Assumptions())
+ASSUMED = costs.resolve(Assumptions())
 A100 = CHIPS["a100"]
 
 
@@ -68,7 +69,7 @@ def test_sardanas_first_example_saves_what_it_prints():
 def test_no_other_model_of_the_loss_is_cheaper(unit):
     assumed = {"serve_chip": "h100", "serve_price": 11.0}
     found = decided("besiroglu", **assumed)
-    law, rate = PUBLISHED["besiroglu"], serving.rates(dataclasses.replace(ASSUMED, **assumed))[unit]
+    law, rate = PUBLISHED["besiroglu"], costs.rates(dataclasses.replace(ASSUMED, **assumed))[unit]
     params = np.geomspace(1e9, 1e11, 1_000_001)
     loss = found.choices["chinchilla"]["loss"].value
     prompts, answers = 0.245 * 2e12, 0.755 * 2e12
@@ -91,7 +92,7 @@ def test_no_other_model_of_the_loss_is_cheaper(unit):
 def test_no_other_model_of_the_total_is_better(unit):
     total = {"flops": 1e23, "money": 5e6, "energy": 800}[unit]
     found = decided("besiroglu", 2e12, (f"total_{unit}", total))
-    law, rate = PUBLISHED["besiroglu"], serving.rates(ASSUMED)[unit]
+    law, rate = PUBLISHED["besiroglu"], costs.rates(ASSUMED)[unit]
     params = np.geomspace(1e8, 1e11, 1_000_001)
     served = 2e12 * (0.245 * rate.prefill + 0.755 * rate.decode)
     tokens = (total / params - 2 * served) / 6 / rate.train
@@ -149,7 +150,7 @@ def test_what_cannot_be_reached_is_said():
     with pytest.raises(UserError, match="--total-energy: there is no public figure of the power"):
         decided(target=("total_energy", 1e3), serve_chip="v5e")
     with pytest.raises(UserError, match="--serve-chip: no chip 'b300'; there are v4, v5e"):
-        serving.resolve(Assumptions(serve_chip="b300"))
+        costs.resolve(Assumptions(serve_chip="b300"))
     with pytest.raises(UserError, match="--total-flops: got 100, expected more: .* one parameter"):
         decided(target=("total_flops", 100))
     found = decided(train_chip="v5p", serve_chip="v5e", train_price=4.2, serve_price=None)
@@ -158,7 +159,7 @@ def test_what_cannot_be_reached_is_said():
         "money": "no price of v5e is known; give --serve-price",
         "energy": "there is no public figure of the power of v5p or v5e",
     }
-    assert serving.resolve(Assumptions(train_price=0)).train_price == 0
+    assert costs.resolve(Assumptions(train_price=0)).train_price == 0
 
 
 # LLaMA
@@ -204,10 +205,10 @@ def test_llamas_hours_energy_and_carbon(name):
     hours, mwh, tonnes, rate, mfu = TABLE_15[name]
     params, tokens = LLAMA[name]
     assert tokens / (hours * 3600) == pytest.approx(rate, abs=1)
-    assert serving.chip_hours(6 * params * tokens, A100, mfu) == pytest.approx(hours, rel=2e-3)
-    energy = serving.energy_mwh(hours, A100.watts, ASSUMED.pue)
+    assert costs.chip_hours(6 * params * tokens, A100, mfu) == pytest.approx(hours, rel=2e-3)
+    energy = costs.energy_mwh(hours, A100.watts, ASSUMED.pue)
     assert energy == pytest.approx(mwh, abs=0.9)
-    assert serving.carbon_tonnes(energy, ASSUMED.kg_per_kwh) == pytest.approx(tonnes, abs=0.6)
+    assert costs.carbon_tonnes(energy, ASSUMED.kg_per_kwh) == pytest.approx(tonnes, abs=0.6)
     assert np.mean([row[-1] for row in TABLE_15.values()]) == pytest.approx(0.47, abs=5e-3)
 
 

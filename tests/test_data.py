@@ -23,7 +23,7 @@ from conftest import write_jsonl
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from llama_jax.config import LLAMA_MIXTURE, DataConfig, UserError
+from llama_jax.config import BATCH_KEYS, LLAMA_MIXTURE, DataConfig, UserError
 from llama_jax.data import batches, documents, store, tasks, tokenizer
 from llama_jax.data.prepare import prepare
 
@@ -604,7 +604,7 @@ def test_two_real_processes_give_the_batches_of_one(made_up, tmp_path):
                 a, b, c, d = bounds
                 seen[key][step, a:b, c:d] = part
     for step, batch in enumerate(expected):
-        for key, name in enumerate(batches.KEYS):
+        for key, name in enumerate(BATCH_KEYS):
             np.testing.assert_array_equal(seen[key][step], batch[name])
 
 
@@ -612,7 +612,7 @@ WORKER = """
 import json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from llama_jax.config import DataConfig
+from llama_jax.config import BATCH_KEYS, DataConfig
 from llama_jax.data import batches
 
 fields, process, out, port = sys.argv[1:]
@@ -626,7 +626,7 @@ stream = batches.train_batches(data, 2, sharding, itertools.count(2))
 parts = {}
 for step in range(3):
     batch = next(stream)
-    for key, name in enumerate(batches.KEYS):
+    for key, name in enumerate(BATCH_KEYS):
         for shard in batch[name].addressable_shards:
             a, b, _ = [s.indices(n)[:2] for s, n in zip(shard.index, batch[name].shape)]
             parts[f"{step} {key} {a[0]} {a[1]} {b[0]} {b[1]}"] = np.asarray(shard.data)

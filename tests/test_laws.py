@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from llama_jax.config import UserError
-from llama_jax.scaling import envelope, figures, isoflop, parametric, points, report
-from llama_jax.scaling.decision import quantity
+from llama_jax.progress import quantity
+from llama_jax.scaling import envelope, figures, isoflop, parametric, results, tables
 from llama_jax.scaling.fit import (
     Fit,
     _design_warnings,
@@ -21,7 +21,7 @@ from llama_jax.scaling.fit import (
     read_law,
 )
 from llama_jax.scaling.law import NAMES, PUBLISHED, Law, PowerLaw
-from llama_jax.scaling.points import Columns, Points
+from llama_jax.scaling.results import Columns, Points
 
 ROOT = Path(__file__).parents[1]
 CHINCHILLA = ROOT.parent / "shared/data/chinchilla_points.csv"
@@ -69,7 +69,7 @@ def write(path: Path, table: Points, names=("N", "D", "C", "loss", "run")) -> Pa
 def chinchilla(min_tokens_per_param: float) -> Points:
     if not CHINCHILLA.exists():
         pytest.skip(f"the points of Hoffmann's Figure 4 are not here ({CHINCHILLA})")
-    return points.read(CHINCHILLA, COLUMNS, min_tokens_per_param)
+    return results.read(CHINCHILLA, COLUMNS, min_tokens_per_param)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,6 @@ def covered(samples: np.ndarray, truth: float) -> bool:
 EXPECTED_OF_100 = range(88, 100)
 
 
-@pytest.mark.slow
 def test_approach_1_covers_the_truth_as_often_as_it_says():
     hits = [0, 0]
     for seed in range(100):
@@ -276,7 +275,7 @@ def test_published_laws_predict_what_was_computed_before(name, at_1e21, losses):
 def test_any_two_of_three_columns_will_do(tmp_path):
     table = isoflop_table(0.003, 0)
     for names in (("N", "D"), ("N", "C"), ("D", "C")):
-        found = points.read(write(tmp_path / "t.csv", table, (*names, "loss")), Columns())
+        found = results.read(write(tmp_path / "t.csv", table, (*names, "loss")), Columns())
         for field in ("params", "tokens", "flops", "loss", "run"):
             assert getattr(found, field) == pytest.approx(getattr(table, field))
 
@@ -284,10 +283,10 @@ def test_any_two_of_three_columns_will_do(tmp_path):
 def test_a_run_ends_with_its_row_of_most_tokens(tmp_path):
     table = ladder(0.003, 0)
     shuffled = table.take(np.random.default_rng(0).permutation(len(table)))
-    final = points.read(write(tmp_path / "t.csv", shuffled), Columns()).final()
+    final = results.read(write(tmp_path / "t.csv", shuffled), Columns()).final()
     assert len(final) == 48
     assert sorted(final.tokens) == pytest.approx(sorted(table.tokens[19::20]))
-    assert len(points.read(tmp_path / "t.csv", Columns(run="no such")).final()) == len(table)
+    assert len(results.read(tmp_path / "t.csv", Columns(run="no such")).final()) == len(table)
 
 
 @pytest.mark.parametrize(
@@ -318,31 +317,31 @@ def test_a_table_that_will_not_do_is_refused_in_one_line(tmp_path, text, message
     path = tmp_path / "results.csv"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        fit(points.read(path, Columns()), str(path), bootstraps=2, seed=0)
+        fit(results.read(path, Columns()), str(path), bootstraps=2, seed=0)
     assert "\n" not in str(error.value) and "results.csv" in str(error.value)
 
 
 def test_a_table_of_which_no_row_is_left_is_refused(tmp_path):
     path = write(tmp_path / "t.csv", isoflop_table(0, 0))
     with pytest.raises(UserError, match="35 rows, none with 1e\\+06 tokens per .*--min-tokens"):
-        points.read(path, Columns(), min_tokens_per_param=1e6)
+        results.read(path, Columns(), min_tokens_per_param=1e6)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_columns_name(tmp_path):
     path = write(tmp_path / "t.csv", isoflop_table(0, 0))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert len(points.read(path, Columns())) == 35
+    assert len(results.read(path, Columns())) == 35
 
 
 def test_a_missing_table_or_column_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read '.*nothing\.csv': No such file"):
-        points.read(tmp_path / "nothing.csv", Columns())
+        results.read(tmp_path / "nothing.csv", Columns())
     (tmp_path / "picture.csv").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match=r"picture\.csv' is no CSV text"):
-        points.read(tmp_path / "picture.csv", Columns())
+        results.read(tmp_path / "picture.csv", Columns())
     path = write(tmp_path / "t.csv", isoflop_table(0, 0))
     with pytest.raises(UserError, match="no column 'params'; there are N, D, C, loss, run"):
-        points.read(path, Columns(params="params"))
+        results.read(path, Columns(params="params"))
 
 
 # What the data cannot say
@@ -380,7 +379,7 @@ def test_never_is_a_part_of_an_interval_and_what_failed_is_not():
 def test_a_row_beyond_the_runs_says_how_far():
     fitted = {"parameters": (1e6, 1e9), "training tokens": (1e9, 1e11), "training FLOPs": (1, 2)}
     values = {"N": 3e9, "D": 1e8, "C": 2.0}
-    assert report._beyond(values, fitted) == "N x 3, D / 10"
+    assert tables._beyond(values, fitted) == "N x 3, D / 10"
 
 
 @pytest.mark.parametrize(
@@ -400,7 +399,7 @@ def test_a_quantity_has_three_digits_and_the_letter_that_fits_them(value, text):
 
 
 def test_a_saving_of_nothing_has_no_sign():
-    assert (report._percent(-1e-9), report._percent(0.1744), report._percent(np.nan)) == (
+    assert (tables._percent(-1e-9), tables._percent(0.1744), tables._percent(np.nan)) == (
         *("0.0%", "17.4%", "-"),
     )
 
@@ -423,7 +422,7 @@ def test_figures_say_what_their_lines_are(tmp_path, monkeypatch):
 def test_too_few_to_leave_one_out_is_said():
     budgets = isoflop.find_budgets(isoflop_table(0.003, 0, budgets=2))
     approach = _isoflop(budgets, 10, np.random.default_rng(0))
-    assert report._leave_out(approach) == "-"
+    assert tables._leave_out(approach) == "-"
 
 
 def test_an_optimum_at_the_edge_of_a_parabola_is_a_warning():

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -15,12 +16,14 @@ import pytest
 
 from llama_jax.config import UserError
 from llama_jax.experiment import load
-from llama_jax.plan import arithmetic, figures, program, report, search, slices
-from llama_jax.plan.program import OutOfMemory
-from llama_jax.plan.slices import GIB
+from llama_jax.hardware import GIB, parse_slice
+from llama_jax.plan import analytic, figure, report, search, sources
+from llama_jax.plan import compile as compiler
+from llama_jax.plan.analytic import estimate_analytically
+from llama_jax.plan.compile import CompiledStep, OutOfMemory
 
 EXPERIMENT = str(Path(__file__).parents[1] / "experiments/llama_7b.py")
-SLICE = slices.parse("v5e:2x2")
+SLICE = parse_slice("v5e:2x2")
 TINY = [
     "model.num_layers=2",
     "model.embed_dim=128",
@@ -51,12 +54,12 @@ def cache(tmp_path_factory):
         yield
 
 
-def tiny(*changes: str, slice=SLICE):
-    return search.load(EXPERIMENT, [*TINY, *changes], slice)
+def tiny(*changes: str, target=SLICE):
+    return search.load(EXPERIMENT, [*TINY, *changes], target)
 
 
-def plan(*args: str, set: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    sets = [word for text in (*TINY, *set) for word in ("--set", text)]
+def plan(*args: str, overrides: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    sets = [word for text in (*TINY, *overrides) for word in ("--set", text)]
     command = [sys.executable, "-m", "llama_jax", "plan", EXPERIMENT, *sets, *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
@@ -65,7 +68,7 @@ def plan(*args: str, set: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
 
 
 def test_gpus_are_planned_by_arithmetic_and_say_so():
-    done = plan("--slice", "h100:4", "--price", "2", set=("execution.attention=cudnn",))
+    done = plan("--slice", "h100:4", "--price", "2", overrides=("execution.attention=cudnn",))
     assert done.returncode == 0, done.stderr
     assert "by arithmetic, nothing compiled" in done.stdout
     assert "no calibration for h100" in done.stdout
@@ -75,18 +78,18 @@ def test_gpus_are_planned_by_arithmetic_and_say_so():
 def test_gpus_that_are_too_small_are_told_what_fits():
     large = ("execution.attention=cudnn", "model.num_layers=32", "model.embed_dim=4096")
     large += ("data.batch_size=512", "data.seq_len=2048")
-    done = plan("--slice", "h100:4", set=large)
+    done = plan("--slice", "h100:4", overrides=large)
     assert done.returncode == 1 and "DOES NOT FIT by" in done.stdout, done.stderr
     (remedy,) = re.findall(r"(?m)^  fits with +(--set .*) \(.*%", done.stdout)
     changes = tuple(remedy.replace("--set ", "").split())
-    fits = plan("--slice", "h100:4", set=large + changes)
+    fits = plan("--slice", "h100:4", overrides=large + changes)
     assert fits.returncode == 0 and "FITS by arithmetic" in fits.stdout
 
 
 def test_a_kernel_of_tpus_is_refused_on_gpus():
     message = "splash runs on TPUs, not on h100:4; --set execution.attention=cudnn"
     with pytest.raises(UserError, match=message):
-        tiny(slice=slices.parse("h100:4"))
+        tiny(target=parse_slice("h100:4"))
 
 
 def test_arithmetic_counts_parameters_exactly():
@@ -94,28 +97,28 @@ def test_arithmetic_counts_parameters_exactly():
         EXPERIMENT,
         ["execution.mesh.fsdp=64", "execution.mesh.replica=1", "execution.mesh.tensor=1"],
     )
-    figures = arithmetic.work_out(e, slices.parse("v5e:8x8"))
+    figures = estimate_analytically(e, parse_slice("v5e:8x8"))
     norms = 65 * 4096
     assert figures.weights_bytes == 4 * ((6_738_415_616 - norms) // 64 + norms)
     assert figures.optimizer_bytes == 2 * figures.weights_bytes
 
 
 def test_moves_to_the_host_take_time_and_room():
-    pod = slices.parse("v5e:8x8")
-    set = [
+    pod = parse_slice("v5e:8x8")
+    overrides = [
         "execution.remat=offload",
         "execution.mesh.fsdp=64",
         "execution.mesh.replica=1",
         "execution.mesh.tensor=1",
     ]
     few, many = (
-        arithmetic.work_out(load(EXPERIMENT, [*set, f"execution.micro_batches={n}"]), pod)
+        estimate_analytically(load(EXPERIMENT, [*overrides, f"execution.micro_batches={n}"]), pod)
         for n in (1, 8)
     )
     assert few.offloaded_bytes == 8 * many.offloaded_bytes > 80e9
-    assert not arithmetic.host_holds(few.offloaded_bytes, pod)
-    assert arithmetic.host_holds(many.offloaded_bytes, pod)
-    assert arithmetic.host_seconds(16e9, micro_batches=2, compute_seconds=3) == 1 + 0
+    assert not analytic.host_holds(few.offloaded_bytes, pod)
+    assert analytic.host_holds(many.offloaded_bytes, pod)
+    assert analytic.host_seconds(16e9, micro_batches=2, compute_seconds=3) == 1 + 0
 
 
 @pytest.mark.parametrize(
@@ -162,20 +165,22 @@ def test_slices_that_are_missing_or_unknown_are_named():
 def test_a_compiler_that_fails_is_one_sentence(code, message, monkeypatch):
     run = subprocess.Popen
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
-    monkeypatch.setattr(program, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(compiler, "TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(
-        program.subprocess, "Popen", lambda _, **kwargs: run([sys.executable, "-c", code], **kwargs)
+        subprocess,
+        "Popen",
+        lambda _, **kwargs: run([sys.executable, "-c", code], **kwargs),
     )
     with pytest.raises(UserError, match=message) as error:
-        program.compile_program(tiny(), SLICE)
+        compiler.compile_step(tiny(), SLICE)
     assert "\n" not in str(error.value)
-    assert program.cached(tiny(), SLICE) is None
+    assert compiler.cached(tiny(), SLICE) is None
 
 
 def test_a_missing_libtpu_is_said_with_the_remedy(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match="is not installed; pip install libtpu=="):
-        program.compile_program(tiny("data.batch_size=4"), SLICE)
+        compiler.compile_step(tiny("data.batch_size=4"), SLICE)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +191,7 @@ def test_a_missing_libtpu_is_said_with_the_remedy(monkeypatch):
     ],
 )
 def test_what_is_too_large_is_read(message, needed):
-    found = program._out_of_memory(message)
+    found = compiler._out_of_memory(message)
     assert found == OutOfMemory(needed_bytes=needed * GIB, limit_bytes=15.75 * GIB, message=message)
     too_large = report.make_plan("tiny", tiny(), SLICE, found, None)
     assert not too_large.fits
@@ -198,14 +203,34 @@ def test_the_peak_is_of_the_device_where_the_host_holds_more(peak, expected):
     memory = types.SimpleNamespace(
         argument_size_in_bytes=118, temp_size_in_bytes=738, peak_memory_in_bytes=peak
     )
-    assert program._device_peak(memory) == expected
+    assert compiler._device_peak(memory) == expected
 
 
 def test_the_cache_knows_what_a_program_is_made_of():
-    path = program._path(tiny(), SLICE)
-    assert path == program._path(tiny("optimizer.peak_lr=1", "data.seed=3"), SLICE)
-    assert path != program._path(tiny("execution.remat=nothing"), SLICE)
-    assert path != program._path(tiny(), slices.parse("v6e:2x2"))
+    path = compiler._path(tiny(), SLICE)
+    assert path == compiler._path(tiny("optimizer.peak_lr=1", "data.seed=3"), SLICE)
+    assert path != compiler._path(tiny("execution.remat=nothing"), SLICE)
+    assert path != compiler._path(tiny(), parse_slice("v6e:2x2"))
+
+
+@pytest.mark.parametrize(
+    ("file", "part_of_the_step"),
+    [
+        *((f"{name}.py", True) for name in ("step", "loss", "attention", "sharding", "config")),
+        *((f"{name}.py", False) for name in ("train", "plan/search", "data/store")),
+    ],
+)
+def test_a_change_of_what_the_step_imports_changes_its_name_in_the_cache(
+    file, part_of_the_step, monkeypatch, tmp_path
+):
+    package = tmp_path / "llama_jax"
+    shutil.copytree(sources.PACKAGE, package, ignore=shutil.ignore_patterns("corpus"))
+    monkeypatch.setattr(sources, "PACKAGE", package)
+    monkeypatch.setattr(compiler, "_code", compiler._code.__wrapped__)  # which remembers nothing
+    before = compiler._path(tiny(), SLICE)
+    with (package / file).open("a") as source:
+        source.write("# a change\n")
+    assert (compiler._path(tiny(), SLICE) != before) == part_of_the_step
 
 
 # Compiled
@@ -243,8 +268,8 @@ def test_a_repeat_is_cached_and_loads_no_jax(compiled):
 @pytest.mark.slow
 def test_json_has_what_the_text_has(compiled):
     e = tiny()
-    answer = program.cached(e, SLICE)
-    assert isinstance(answer, program.Program)
+    answer = compiler.cached(e, SLICE)
+    assert isinstance(answer, CompiledStep)
     found = report.make_plan("llama_7b", e, SLICE, answer, 2.0)
     assert compiled == json.loads(json.dumps(dataclasses.asdict(found)))
     assert sum(compiled["hbm_bytes"].values()) == compiled["hbm_peak_bytes"]
@@ -256,7 +281,7 @@ def test_json_has_what_the_text_has(compiled):
     assert f"= {found.hbm_peak_bytes / GIB:.2f} of 15.75 GiB" in text
     assert f"x {found.executed_flops / found.model_flops:.3f}" in text
     # Exactly what arithmetic says, of what it knows exactly.
-    rough = arithmetic.work_out(e, SLICE)
+    rough = estimate_analytically(e, SLICE)
     assert compiled["hbm_bytes"]["weights"] == rough.weights_bytes
     assert compiled["hbm_bytes"]["optimizer"] == pytest.approx(rough.optimizer_bytes, abs=64)
     assert compiled["hbm_bytes"]["activations"] == rough.activations_bytes
@@ -268,11 +293,11 @@ def test_json_has_what_the_text_has(compiled):
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_a_figure_is_drawn(compiled, tmp_path, suffix):
     e = tiny()
-    found = report.make_plan("llama_7b", e, SLICE, program.cached(e, SLICE), None)
-    figures.draw([found, found], tmp_path / f"plan{suffix}")
+    found = report.make_plan("llama_7b", e, SLICE, compiler.cached(e, SLICE), None)
+    figure.draw([found, found], tmp_path / f"plan{suffix}")
     assert (tmp_path / f"plan{suffix}").stat().st_size > 5000
     with pytest.raises(UserError, match="expected a name in .png or .svg"):
-        figures.check_name(tmp_path / "plan.gif")
+        figure.check_name(tmp_path / "plan.gif")
 
 
 @needs_libtpu
@@ -280,18 +305,18 @@ def test_a_figure_is_drawn(compiled, tmp_path, suffix):
 def test_what_does_not_fit_comes_with_what_does():
     large = ("data.batch_size=8192", "data.seq_len=1024", "execution.remat=everything")
     large = (*large, "run.gradient_dtype=bfloat16")
-    done = plan("--slice", SLICE.name, set=large)
+    done = plan("--slice", SLICE.name, overrides=large)
     assert done.returncode == 1, done.stderr
     assert re.match(r"llama_7b on v5e:2x2: DOES NOT FIT by \d+\.\d\d GiB", done.stdout)
     (words,) = re.findall(r"fits with +(--set .*) \(", done.stdout)
     change = tuple(words.replace("--set ", "").split())
-    done = plan("--slice", SLICE.name, "--json", set=(*large, *change))
+    done = plan("--slice", SLICE.name, "--json", overrides=(*large, *change))
     assert done.returncode == 0 and "compiling" not in done.stderr
     (found,) = json.loads(done.stdout)
     # The arithmetic's band: what fills most of the memory is known.
     e = tiny(*large, *change)
     assert found["hbm_peak_bytes"] == pytest.approx(
-        arithmetic.work_out(e, SLICE).peak_bytes, rel=0.35
+        estimate_analytically(e, SLICE).peak_bytes, rel=0.35
     )
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from llama_jax.config import MeshConfig
-from llama_jax.plan import slices
+from llama_jax.hardware import parse_slice
+from llama_jax.plan.compile import devices
 from llama_jax.sharding import FSDP, make_mesh
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def test_every_size_fits_each_of_its_slices_with_memory_to_spare():
 
 @needs_libtpu
 @pytest.mark.parametrize(
-    "slice, mesh, fsdp",
+    "target, mesh, fsdp",
     [
         ("v5e:8x8", MeshConfig(fsdp=64), (1, 8, 8)),
         ("v5p:4x4x4", MeshConfig(fsdp=64), (1, 16, 4)),
@@ -44,8 +45,8 @@ def test_every_size_fits_each_of_its_slices_with_memory_to_spare():
         ("v4:8x16x16", MeshConfig(replica=8, fsdp=64, ring=8, tensor=4), (8, 8, 1)),
     ],
 )
-def test_fsdp_is_laid_out_along_the_sides_of_the_torus(slice, mesh, fsdp):
-    made = make_mesh(mesh, slices.devices(slices.parse(slice)))
+def test_fsdp_is_laid_out_along_the_sides_of_the_torus(target, mesh, fsdp):
+    made = make_mesh(mesh, devices(parse_slice(target)))
     assert tuple(made.shape[axis] for axis in FSDP) == fsdp
     for along in (made.devices[0, :, 0, 0, 0], made.devices[0, 0, 0, :, 0]):
         coords = [device.coords for device in along]

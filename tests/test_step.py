@@ -225,7 +225,7 @@ def test_evaluation_is_the_same_loss_without_an_update(one_device):
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(replica=2, fsdp=2, tensor=2)], ids=str)
 def test_chunked_loss_equals_the_plain_one(monkeypatch, mesh):
-    monkeypatch.setattr("llama_jax.loss.CHUNK", 7)  # does not divide the tokens
+    monkeypatch.setattr("llama_jax.loss.LOSS_CHUNK", 7)  # does not divide the tokens
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, 10, 16)).astype(np.float32)
     head = rng.normal(size=(16, 32)).astype(np.float32)

@@ -20,9 +20,9 @@ from llama_jax.config import Experiment, UserError
 from llama_jax.flops import num_params
 from llama_jax.run.checkpoint import read_meta, steps
 from llama_jax.run.metrics import read_metrics
-from llama_jax.scaling import board, claims, sweep
-from llama_jax.scaling.decision import LLAMA
-from llama_jax.scaling.points import Columns, read
+from llama_jax.scaling.budget import LLAMA
+from llama_jax.scaling.results import Columns, read
+from llama_jax.sweeps import board, lease, sweep
 
 ROOT = Path(__file__).parents[1]
 SWEEP = """
@@ -168,22 +168,22 @@ def wait_until(condition, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-# Claims
+# Leases
 
 
-def test_one_at_a_time_holds_a_claim(tmp_path):
+def test_one_at_a_time_holds_a_lease(tmp_path):
     """Eight threads want the same, again and again."""
     holders, most, turns = [], [], []
 
     def contend(name: int) -> None:
         while len(turns) < 20:
-            claim = claims.acquire(epath.Path(tmp_path), 60)
-            if claim is not None:
+            mine = lease.acquire(epath.Path(tmp_path), 60)
+            if mine is not None:
                 holders.append(name)
                 time.sleep(0.001)
                 most.append(len(holders))
                 holders.remove(name)
-                claim.release()
+                mine.release()
                 turns.append(name)
             time.sleep(random.uniform(0, 0.02))
 
@@ -196,34 +196,35 @@ def test_one_at_a_time_holds_a_claim(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_claim_without_a_sign_of_life_is_taken_over(tmp_path):
+def test_a_lease_without_a_sign_of_life_is_taken_over(tmp_path):
     directory = epath.Path(tmp_path)
-    dead = claims.acquire(directory, 10)
-    assert dead is not None and claims.acquire(directory, 10) is None
+    dead = lease.acquire(directory, 10)
+    assert dead is not None and lease.acquire(directory, 10) is None
     past = time.time() - 9
     os.utime(dead.path, (past, past))
-    assert claims.acquire(directory, 1) is None  # its own expiry counts, not ours
+    assert lease.acquire(directory, 1) is None  # its own expiry counts, not ours
     os.utime(dead.path, (past - 3, past - 3))
-    claim = claims.acquire(directory, 1)
-    assert claim is not None and claims.claims(directory) == [claim]
+    mine = lease.acquire(directory, 1)
+    assert mine is not None and lease.leases(directory) == [mine]
 
 
 HOLD = """
 import os, sys, time
 from etils import epath
-from llama_jax.scaling import claims
-claim = claims.acquire(epath.Path(sys.argv[1]), 4)
-claims.hold(claim, time.monotonic(), int(sys.argv[2]) or os.getppid())
+from llama_jax.sweeps.lease import acquire, hold
+before = time.monotonic()
+lease = acquire(epath.Path(sys.argv[1]), 4)
+hold(lease, before, int(sys.argv[2]) or os.getppid())
 """
 
 
-def test_a_holder_ends_when_it_loses_its_claim_its_time_or_its_parent(tmp_path):
+def test_a_holder_ends_when_it_loses_its_lease_its_time_or_its_parent(tmp_path):
     def holder(name: str, parent: int = 0) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-c", HOLD, str(tmp_path / name), str(parent)]
         return subprocess.Popen(command, cwd=ROOT)
 
-    def claim(name: str) -> Path:
-        while not (found := [p for p in (tmp_path / name).glob("*.claim") if p.stat().st_size]):
+    def file(name: str) -> Path:
+        while not (found := [p for p in (tmp_path / name).glob("*.lease") if p.stat().st_size]):
             time.sleep(0.01)
         return found[0]
 
@@ -232,18 +233,18 @@ def test_a_holder_ends_when_it_loses_its_claim_its_time_or_its_parent(tmp_path):
     orphan = holder("orphan", parent=1)
     for process in (robbed, frozen, well):
         assert process.poll() is None
-    path = claim("robbed")
-    claim("frozen")
+    path = file("robbed")
+    file("frozen")
     frozen.send_signal(signal.SIGSTOP)
-    before = os.stat(claim("well")).st_mtime_ns
-    time.sleep(3.5)
+    before = os.stat(file("well")).st_mtime_ns
+    time.sleep(4.5)  # past the expiry, so that a renewal begun before the stop is too late, too
     frozen.send_signal(signal.SIGCONT)
     while robbed.poll() is None:  # once may be just before it renews
         path.unlink(missing_ok=True)
         time.sleep(0.1)
     for process in (robbed, frozen, orphan):
-        assert process.wait(timeout=60) == claims.LOST
-    assert well.poll() is None and os.stat(claim("well")).st_mtime_ns > before
+        assert process.wait(timeout=60) == lease.LOST
+    assert well.poll() is None and os.stat(file("well")).st_mtime_ns > before
     well.kill()
 
 

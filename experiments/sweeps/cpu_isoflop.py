@@ -17,7 +17,7 @@ from llama_jax.config import (
     RunConfig,
     Upkeep,
 )
-from llama_jax.scaling.design import matched, tokens_for
+from llama_jax.sweeps.ladder import matched, tokens_for
 
 # Training FLOPs (6ND): layers and width of the models.
 BUDGETS = {
@@ -65,6 +65,8 @@ def get_sweep() -> dict[str, Experiment]:
     for flops, shapes in BUDGETS.items():
         for layers, width in shapes:
             shape = model(layers, width)
-            experiment = matched(base(width), shape, tokens_for(shape, flops), evaluations=4)
+            experiment = matched(
+                base(width), shape, tokens_for(shape, flops), evaluations=4, warmup_share=0.05
+            )
             sweep[f"{flops:.3g}-{layers}x{width}"] = experiment
     return sweep

@@ -17,7 +17,7 @@ from llama_jax.config import (
     Upkeep,
 )
 from llama_jax.flops import num_params
-from llama_jax.scaling.design import LADDER, matched, tokens_for
+from llama_jax.sweeps.ladder import LADDER, matched, tokens_for
 
 BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21)  # arXiv 2203.15556, figure 3
 SPREAD = 4  # sizes from the optimum over SPREAD to the optimum times SPREAD
@@ -45,5 +45,7 @@ def get_sweep() -> dict[str, Experiment]:
             model = ModelConfig(num_layers=layers, embed_dim=width, num_heads=heads)
             if optimum / SPREAD <= num_params(model) <= optimum * SPREAD:
                 tokens = tokens_for(model, flops)
-                sweep[f"{flops:.0e}-{name}"] = matched(BASE, model, tokens, evaluations=10)
+                sweep[f"{flops:.0e}-{name}"] = matched(
+                    BASE, model, tokens, evaluations=10, warmup_share=0.05
+                )
     return sweep

@@ -23,7 +23,7 @@ from llama_jax.config import (
     Upkeep,
 )
 from llama_jax.flops import num_params
-from llama_jax.scaling.design import matched
+from llama_jax.sweeps.ladder import matched
 
 WIDTH, DEPTH = 8, 4  # by which they are divided
 HEAD_DIM = 64
@@ -66,5 +66,7 @@ def get_sweep() -> dict[str, Experiment]:
             BASE, optimizer=dataclasses.replace(BASE.optimizer, peak_lr=rate)
         )
         ratio = tokens / num_params(original)
-        sweep[name] = matched(base, model, ratio * num_params(model), evaluations=20)
+        sweep[name] = matched(
+            base, model, ratio * num_params(model), evaluations=20, warmup_share=0.05
+        )
     return sweep

@@ -19,7 +19,7 @@ from llama_jax.config import (
     Upkeep,
 )
 from llama_jax.flops import num_params
-from llama_jax.scaling.design import matched
+from llama_jax.sweeps.ladder import matched
 
 RATES = (1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3)
 ROWS = (64, 128, 256, 512)  # 0.13M to 1M tokens a step
@@ -50,5 +50,7 @@ def get_sweep() -> dict[str, Experiment]:
                 data=dataclasses.replace(BASE.data, batch_size=rows),
                 optimizer=dataclasses.replace(BASE.optimizer, peak_lr=rate),
             )
-            sweep[f"{rows}-rows-{rate:g}"] = matched(base, LLAMA_110M, tokens, evaluations=10)
+            sweep[f"{rows}-rows-{rate:g}"] = matched(
+                base, LLAMA_110M, tokens, evaluations=10, warmup_share=0.05
+            )
     return sweep

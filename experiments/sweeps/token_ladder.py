@@ -18,7 +18,7 @@ from llama_jax.config import (
     Upkeep,
 )
 from llama_jax.flops import num_params
-from llama_jax.scaling.design import LADDER, matched
+from llama_jax.sweeps.ladder import LADDER, matched
 
 RATIOS = (5, 12.6, 31.7, 80)  # tokens per parameter
 SIZES = ("44M", "74M", "117M", "175M", "251M", "425M", "632M", "893M", "1266M")
@@ -45,5 +45,7 @@ def get_sweep() -> dict[str, Experiment]:
         model = ModelConfig(num_layers=layers, embed_dim=width, num_heads=heads)
         for ratio in RATIOS:
             tokens = ratio * num_params(model)
-            sweep[f"{name}-x{ratio:g}"] = matched(BASE, model, tokens, evaluations=40)
+            sweep[f"{name}-x{ratio:g}"] = matched(
+                BASE, model, tokens, evaluations=40, warmup_share=0.05
+            )
     return sweep

@@ -67,10 +67,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llama_jax.scaling import serving
-    from llama_jax.scaling.decision import decide, over_demand
+    from llama_jax.scaling import costs
+    from llama_jax.scaling.budget import decide, over_demand
     from llama_jax.scaling.fit import read_law
-    from llama_jax.scaling.report import as_json, print_decision
+    from llama_jax.scaling.tables import as_json, print_decision
 
     rate = (args.requests_per_day, args.tokens_per_request, args.months)
     if args.inference_tokens is None and None in rate or args.inference_tokens and any(rate):
@@ -80,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
         )
     served = args.inference_tokens
     if served is None:
-        served = math.prod(rate) * serving.DAYS_PER_MONTH
+        served = math.prod(rate) * costs.DAYS_PER_MONTH
     given = vars(args)
-    names = [field.name for field in dataclasses.fields(serving.Assumptions)]
-    assumptions = serving.resolve(
-        serving.Assumptions(**{n: given[n] for n in names if given.get(n) is not None})
+    names = [field.name for field in dataclasses.fields(costs.Assumptions)]
+    assumptions = costs.resolve(
+        costs.Assumptions(**{n: given[n] for n in names if given.get(n) is not None})
     )
     targets = ("quality_of", "loss", "train_flops", "total_flops", "total_money", "total_energy")
     target = next((kind, given[kind]) for kind in targets if given[kind] is not None)

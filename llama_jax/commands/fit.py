@@ -49,15 +49,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import jax
 
-    from llama_jax.scaling import points
+    from llama_jax.scaling import results
     from llama_jax.scaling.figures import draw_fit
     from llama_jax.scaling.fit import fit as fit_points
     from llama_jax.scaling.fit import to_json
-    from llama_jax.scaling.report import as_json, print_fit
+    from llama_jax.scaling.tables import as_json, print_fit
 
     jax.config.update("jax_platforms", "cpu")  # float64, which a TPU has not
-    columns = points.Columns(args.n, args.d, args.flops, args.loss, args.run_column)
-    data = points.read(args.table, columns, args.min_tokens_per_param)
+    columns = results.Columns(args.n, args.d, args.flops, args.loss, args.run_column)
+    data = results.read(args.table, columns, args.min_tokens_per_param)
     found = fit_points(data, str(args.table), args.bootstraps, args.seed)
     out = args.out or Path("runs") / args.table.stem
     laws = as_json(to_json(found))

@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="slices",
         metavar="SLICE",
-        help="e.g. v5p:4x4x8, 2xv5e:16x16 or h100:64; may be repeated (default: mesh.slice)",
+        help="e.g. v5p:4x4x8, 2xv5e:16x16 or h100:64; may be repeated (default: execution.slice)",
     )
     parser.add_argument("--price", type=options.number(float, 0), help="of one chip for one hour")
     parser.add_argument(
@@ -42,7 +42,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llama_jax.plan.figures import check_name, draw
+    from llama_jax.plan.figure import check_name, draw
     from llama_jax.plan.report import lines, table
     from llama_jax.plan.search import plan_all, search, write_experiment
 

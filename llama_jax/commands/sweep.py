@@ -7,7 +7,7 @@ from pathlib import Path
 from llama_jax.commands import options
 from llama_jax.config import UserError
 
-EXPIRY = 60.0  # of a claim, in seconds
+EXPIRY = 60.0  # of a lease, in seconds
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,9 +41,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from etils import epath
 
-    from llama_jax.plan.slices import parse
-    from llama_jax.scaling import board
-    from llama_jax.scaling import sweep as room
+    from llama_jax.hardware import parse_slice
+    from llama_jax.sweeps import board
+    from llama_jax.sweeps import sweep as room
 
     if args.slice is not None and not args.dry_run or args.price is not None and not args.slice:
         raise UserError("--slice belongs to --dry-run, and --price to --slice")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         use = "read" if args.dry_run else "write to"
         raise UserError(f"--workdir: cannot {use} {str(workdir)!r}: {reason}") from e
     if args.dry_run:
-        board.print_plan(runs, parse(args.slice) if args.slice else None, args.price)
+        board.print_plan(runs, parse_slice(args.slice) if args.slice else None, args.price)
         return 0
     if args.retry:
         room.retry(runs)

@@ -18,11 +18,10 @@ import grain
 import jax
 import numpy as np
 
-from llama_jax.config import DataConfig, UserError
+from llama_jax.config import BATCH_KEYS, DataConfig, UserError
 from llama_jax.data import store
 
-Row = dict[str, np.ndarray]  # KEYS -> int32 [T]
-KEYS = ("tokens", "targets", "segments", "positions")
+Row = dict[str, np.ndarray]  # BATCH_KEYS -> int32 [T]
 IGNORE = -1  # the target of a token after which nothing is predicted
 
 BATCHES_AHEAD = 3
@@ -58,7 +57,7 @@ class Windows:
 
 
 def make_row(tokens: np.ndarray, bos_id: int, attend_across_documents: bool) -> Row:
-    """Make KEYS -> int32 [T] from T + 1 consecutive tokens.
+    """Make BATCH_KEYS -> int32 [T] from T + 1 consecutive tokens.
 
     segments count the documents of the row from 1 and positions restart in each, unless the whole
     row is to be one segment. A document's first token is given, never a target.
@@ -157,7 +156,7 @@ def train_batches(
     sharding: jax.sharding.Sharding,
     numbers: Iterable[int],
 ) -> Iterator[dict[str, jax.Array]]:
-    """Yield the global batches with these numbers: KEYS -> int32 [A, B, T].
+    """Yield the global batches with these numbers: BATCH_KEYS -> int32 [A, B, T].
 
     A is micro_batches, B is data.batch_size // A; row r of the batch is at [r // B, r % B]. Each
     process reads the rows of its own devices, a few batches ahead in a thread that ends with the
@@ -172,13 +171,13 @@ def train_batches(
 def validation_batches(
     data: DataConfig, source: str, max_rows: int, batch_size: int, sharding: jax.sharding.Sharding
 ) -> Iterator[dict[str, jax.Array]]:
-    """Yield a source's first max_rows held-out windows, in order: KEYS -> int32 [batch_size, T].
+    """Yield a source's first max_rows held-out windows: BATCH_KEYS -> int32 [batch_size, T].
 
     The last batch is filled up with rows of segment 0 and targets -1. Raises as train_batches.
     """
     windows = Windows(data, source, "validation")
     num_rows = min(max_rows, len(windows))
-    padding = {key: np.zeros(data.seq_len, np.int32) for key in KEYS}
+    padding = {key: np.zeros(data.seq_len, np.int32) for key in BATCH_KEYS}
     padding["targets"] = np.full(data.seq_len, IGNORE, np.int32)
 
     def read(row: int) -> Row:
@@ -223,14 +222,14 @@ def read_slices(
     read: Callable[[int], Row],
     readers: ThreadPoolExecutor,
 ) -> Row:
-    """Return KEYS -> int32 `shape` [..., T], with the rows that `indices` touch read, once each.
+    """Return BATCH_KEYS -> int32 `shape` [..., T], with the rows that `indices` touch.
 
     The other rows belong to other processes: they are zero pages that cost no memory.
     """
     row_numbers = np.arange(math.prod(shape[:-1])).reshape(shape[:-1])
     needed = np.unique(np.concatenate([row_numbers[index[:-1]].ravel() for index in indices]))
-    batch = {key: np.zeros((row_numbers.size, shape[-1]), np.int32) for key in KEYS}
+    batch = {key: np.zeros((row_numbers.size, shape[-1]), np.int32) for key in BATCH_KEYS}
     for number, row in zip(needed, readers.map(read, needed.tolist()), strict=True):
-        for key in KEYS:
+        for key in BATCH_KEYS:
             batch[key][number] = row[key]
     return {key: array.reshape(shape) for key, array in batch.items()}

@@ -5,20 +5,23 @@ from collections.abc import Sequence
 
 from llama_jax.config import Experiment
 from llama_jax.flops import model_flops_per_token
-from llama_jax.plan import arithmetic
+from llama_jax.hardware import GIB, HOST_BANDWIDTH, Slice, parse_slice
+from llama_jax.plan.analytic import (
+    AnalyticEstimate,
+    estimate_analytically,
+    host_holds,
+    host_seconds,
+)
+from llama_jax.plan.compile import CompiledStep, CompileResult, OutOfMemory
 from llama_jax.plan.estimate import A_SPREAD, B_SPREAD, Collective, Estimate, estimate, expected_mfu
-from llama_jax.plan.program import Answer, OutOfMemory, Program
-from llama_jax.plan.slices import GIB, Slice, parse
 
-CALIBRATED = ("v4", "v5e", "v5p")  # chips of the runs that estimate.py was fitted on
-WITHOUT_COSTS = ("tpu7x",)  # chips whose programs name no cycles, under libtpu 0.0.42.1
 LISTED_COLLECTIVES = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Of an experiment on a slice. Bytes, FLOPs and seconds are of one device and step; what costs
-    time is an estimate, as an interval (low, high) where there are two."""
+    """A plan of an experiment on a slice. Bytes, FLOPs and seconds are of one device and step; what
+    costs time is an estimate, as an interval (low, high) where there are two."""
 
     experiment: str
     slice: str
@@ -54,7 +57,7 @@ class Plan:
     chip_hours: tuple[float, float] | None
     price: float | None  # per chip and hour, as given
     cost: tuple[float, float] | None
-    watts: float | None  # of a chip, from slices.py
+    watts: float | None  # of a chip, from hardware.py
     energy_mwh: tuple[float, float] | None
     compile_seconds: float | None
     compile_rss_bytes: int | None
@@ -63,46 +66,51 @@ class Plan:
 
 
 def make_plan(
-    name: str, experiment: Experiment, slice: Slice, answer: Answer | None, price: float | None
+    name: str,
+    experiment: Experiment,
+    target: Slice,
+    result: CompileResult | None,
+    price: float | None,
 ) -> Plan:
-    """answer: of the compiler; None: all is by arithmetic."""
-    rough = arithmetic.work_out(experiment, slice)
-    hbm, peak, limit = _memory(rough, answer, slice)
-    fits = peak is not None and peak <= limit and not isinstance(answer, OutOfMemory)
-    found = _estimate(answer, slice, experiment.execution.micro_batches)
+    """Return the plan of an experiment on a slice. result: the compiler's; None: all of it is the
+    analytic estimate."""
+    rough = estimate_analytically(experiment, target)
+    hbm, peak, limit = _memory(rough, result, target)
+    fits = peak is not None and peak <= limit and not isinstance(result, OutOfMemory)
+    found = _estimate(result, target, experiment.execution.micro_batches)
     step_seconds = breakdown = executed = None
-    if answer is None:
+    if result is None:
         step_seconds, breakdown = rough.step_seconds, rough.breakdown
         executed = rough.executed_flops
     elif found:
         executed = found.executed_flops
-        if slice.chip.name not in WITHOUT_COSTS:
+        if target.chip.has_cycles:
             step_seconds, breakdown = found.step_seconds, found.breakdown
 
     data, run = experiment.data, experiment.run
     tokens = data.batch_size * data.seq_len
     flops = model_flops_per_token(experiment.model, data.seq_len)
-    model_flops = flops * tokens / slice.num_devices
+    model_flops = flops * tokens / target.num_devices
     mfu = rate = days = chip_hours = cost = energy = None
     if step_seconds:
-        of_peak = model_flops / step_seconds / slice.chip.peak_flops
-        mfu = expected_mfu(found, model_flops, slice.chip) if found else (of_peak, of_peak)
-        low, high = (share * slice.chip.peak_flops * slice.num_devices / flops for share in mfu)
+        of_peak = model_flops / step_seconds / target.chip.peak_flops
+        mfu = expected_mfu(found, model_flops, target.chip) if found else (of_peak, of_peak)
+        low, high = (share * target.chip.peak_flops * target.num_devices / flops for share in mfu)
         rate = low, high
         hours = tuple(tokens * run.num_steps / r / 3600 for r in (high, low))
         days = hours[0] / 24, hours[1] / 24
-        chip_hours = hours[0] * slice.num_chips, hours[1] * slice.num_chips
+        chip_hours = hours[0] * target.num_chips, hours[1] * target.num_chips
         cost = (chip_hours[0] * price, chip_hours[1] * price) if price is not None else None
-        watts = slice.chip.watts
+        watts = target.chip.watts
         energy = (chip_hours[0] * watts / 1e6, chip_hours[1] * watts / 1e6) if watts else None
-    compiled = answer if isinstance(answer, Program) else None
+    compiled = result if isinstance(result, CompiledStep) else None
     mesh = experiment.execution.mesh
     return Plan(
         experiment=name,
-        slice=slice.name,
-        chips=slice.num_chips,
-        devices=slice.num_devices,
-        basis=_basis(answer),
+        slice=target.name,
+        chips=target.num_chips,
+        devices=target.num_devices,
+        basis=_basis(result),
         fits=fits,
         spare_share=1 - peak / limit if fits and peak is not None else None,
         short_bytes=peak - limit if not fits and peak is not None else None,
@@ -124,7 +132,7 @@ def make_plan(
         breakdown=breakdown or {},
         collectives=found.collectives if found else (),
         uncounted=found.unknown if found else (),
-        calibrated=answer is not None and slice.chip.name in CALIBRATED,
+        calibrated=result is not None and target.chip.calibrated,
         mfu=mfu,
         tokens_per_second=rate,
         tokens=tokens * run.num_steps,
@@ -132,7 +140,7 @@ def make_plan(
         chip_hours=chip_hours,
         price=price,
         cost=cost,
-        watts=slice.chip.watts,
+        watts=target.chip.watts,
         energy_mwh=energy,
         compile_seconds=compiled.compile_seconds if compiled else None,
         compile_rss_bytes=compiled.compile_rss_bytes if compiled else None,
@@ -140,42 +148,42 @@ def make_plan(
     )
 
 
-def _basis(answer: Answer | None) -> str:
-    if answer is None:
+def _basis(result: CompileResult | None) -> str:
+    if result is None:
         return "by arithmetic, nothing compiled"
-    if isinstance(answer, OutOfMemory):
+    if isinstance(result, OutOfMemory):
         return "refused by libtpu; the parts by arithmetic"
-    return f"compiled by libtpu {answer.versions['libtpu']}"
+    return f"compiled by libtpu {result.versions['libtpu']}"
 
 
 def _memory(
-    rough: arithmetic.Arithmetic, answer: Answer | None, slice: Slice
+    rough: AnalyticEstimate, result: CompileResult | None, target: Slice
 ) -> tuple[dict[str, int], float | None, float]:
-    """(bytes of each part, peak, limit)."""
-    parts = answer if isinstance(answer, Program) else rough
+    """Return (bytes of each part, peak, limit)."""
+    parts = result if isinstance(result, CompiledStep) else rough
     hbm = {
         "weights": parts.weights_bytes,
         "optimizer": parts.optimizer_bytes,
         "gradients": parts.gradients_bytes,
         "activations": parts.activations_bytes,
     }
-    limit = slice.chip.hbm_bytes
-    if isinstance(answer, OutOfMemory):
-        limit, peak = answer.limit_bytes or limit, answer.needed_bytes
+    limit = target.chip.hbm_bytes
+    if isinstance(result, OutOfMemory):
+        limit, peak = result.limit_bytes or limit, result.needed_bytes
     else:
         peak = parts.peak_bytes
     buffers = rough.buffers_bytes if peak is None else peak - sum(hbm.values())
     return hbm | {"buffers": max(0, round(buffers))}, peak, limit
 
 
-def _estimate(answer: Answer | None, slice: Slice, micro_batches: int) -> Estimate | None:
-    """The program's, and with it the moves to the host and back that its computation cannot hide,
-    of which the program says nothing."""
-    if not isinstance(answer, Program):
+def _estimate(result: CompileResult | None, target: Slice, micro_batches: int) -> Estimate | None:
+    """Return the estimate of the compiled step, plus the moves to the host and back that its
+    computation cannot hide, of which the program says nothing."""
+    if not isinstance(result, CompiledStep):
         return None
-    found = estimate(answer.hlo, slice.chip, answer.mesh_axes, slice.shape)
+    found = estimate(result.hlo, target.chip, result.mesh_axes, target.shape)
     compute = found.breakdown["matmul"] + found.breakdown["attention"]
-    moves = arithmetic.host_seconds(answer.offloaded_bytes, micro_batches, compute)
+    moves = host_seconds(result.offloaded_bytes, micro_batches, compute)
     copies = {"copies": found.breakdown["copies"] + moves}
     return dataclasses.replace(
         found, step_seconds=found.step_seconds + moves, breakdown=found.breakdown | copies
@@ -186,7 +194,7 @@ def _estimate(answer: Answer | None, slice: Slice, micro_batches: int) -> Estima
 
 
 def lines(plan: Plan) -> list[str]:
-    """At most 25."""
+    """Return the text of a plan, at most 25 lines."""
     mesh = " x ".join(f"{axis} {ways}" for axis, ways in plan.mesh.items())
     ways = f"{plan.devices:,} devices on {plan.chips:,} chips"
     ways += f", rings of {plan.ring}" if plan.ring > 1 else ""
@@ -205,9 +213,9 @@ def lines(plan: Plan) -> list[str]:
         _row("HBM a device" if plan.devices > plan.chips else "HBM a chip", _hbm(plan)),
     ]
     if plan.host_bytes:
-        slice = parse(plan.slice)
-        room = "" if arithmetic.host_holds(plan.host_bytes, slice) else ": MORE THAN HALF OF IT"
-        moved = plan.host_bytes * plan.micro_batches / arithmetic.HOST_BANDWIDTH
+        target = parse_slice(plan.slice)
+        room = "" if host_holds(plan.host_bytes, target) else ": MORE THAN HALF OF IT"
+        moved = plan.host_bytes * plan.micro_batches / HOST_BANDWIDTH
         out.append(
             _row(
                 "host memory",
@@ -342,7 +350,7 @@ def _expectation(plan: Plan) -> list[str]:
 
 
 def brief(plan: Plan) -> str:
-    """One line, for the progress of a search."""
+    """Return one line, for the progress of a search."""
     mesh = " x ".join(map(str, plan.mesh.values()))
     mesh += f" in rings of {plan.ring}" if plan.ring > 1 else ""
     time = f", {plan.step_seconds:.3g} s a step" if plan.step_seconds else ""
@@ -353,7 +361,7 @@ def brief(plan: Plan) -> str:
 
 
 def table(plans: Sequence[Plan]) -> list[str]:
-    """What a search found, a line each."""
+    """Return what a search found, a line each."""
     priced = plans[0].cost is not None
     head = ("slice", "chips", "replica x fsdp x tensor", "ring", "micro-batches", "remat")
     rows = [(*head, "HBM spare", "step s", "days", "cost" if priced else "chip-hours", "MFU")]
@@ -395,7 +403,8 @@ def _interval(values: tuple[float, ...]) -> str:
 
 
 def _axis(axis: str) -> str:
-    """As an experiment names it: fsdp is three axes of the mesh, see sharding.make_mesh."""
+    """Return a mesh axis as an experiment names it: fsdp is three axes of the mesh, see
+    sharding.make_mesh."""
     for whole in ("ring+plane+line", "ring+plane", "plane+line"):
         axis = axis.replace(whole, "fsdp")
     for part in ("ring", "plane", "line"):

@@ -12,11 +12,10 @@ from pathlib import Path
 
 from llama_jax.config import REMAT_POLICIES, Experiment, MeshConfig, UserError
 from llama_jax.experiment import UnnamedSlice, changes, override, read, validate
-from llama_jax.plan import slices
-from llama_jax.plan.arithmetic import host_holds, work_out
-from llama_jax.plan.program import Answer, compile_program
+from llama_jax.hardware import CHIPS, GIB, SHAPES_2D, SHAPES_3D, Slice, parse_slice
+from llama_jax.plan.analytic import estimate_analytically, host_holds
+from llama_jax.plan.compile import CompileResult, compile_step
 from llama_jax.plan.report import Plan, brief, lines, make_plan
-from llama_jax.plan.slices import CHIPS, GIB, SHAPES_2D, SHAPES_3D, Slice
 from llama_jax.progress import Progress
 
 TENSOR_WAYS = (1, 2, 4, 8)
@@ -34,7 +33,8 @@ COMPILER_BYTES = 3 * GIB  # that one compiler may need: 1.6 GiB for 7B
 def plan_all(
     path: str, overrides: Sequence[str], names: Sequence[str], price: float | None
 ) -> list[Plan]:
-    """One plan a slice; by default the experiment's own slice."""
+    """Return one plan for each named slice, by default for the experiment's own. Raise
+    UserError."""
     if not names:
         own = read(path, overrides).execution.slice
         if own is None:
@@ -42,97 +42,101 @@ def plan_all(
                 f"--slice: {path} names no slice in execution.slice; give one, e.g. --slice v5e:8x8"
             )
         names = [own]
-    wanted = [slices.parse(name) for name in names]
-    return [_plan(load(path, overrides, slice), slice, Path(path).stem, price) for slice in wanted]
+    wanted = [parse_slice(name) for name in names]
+    return [
+        _plan(load(path, overrides, target), target, Path(path).stem, price) for target in wanted
+    ]
 
 
-def load(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
-    """The experiment for a slice. Raises UserError, naming the nearest mesh that works."""
-    experiment = read(path, overrides, slice.name)
+def load(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
+    """Return the experiment for a slice. Raise UserError, naming the nearest mesh that works."""
+    experiment = read(path, overrides, target.name)
     mesh = experiment.execution.mesh
     ways = (mesh.replica, mesh.fsdp, mesh.tensor)
     try:
         validate(experiment)
-        if math.prod(ways) != slice.num_devices:
+        if math.prod(ways) != target.num_devices:
             raise UserError(
                 f"execution.mesh: replica * fsdp * tensor = {' * '.join(map(str, ways))} = "
-                f"{math.prod(ways)}, but {slice.name} has {slice.num_devices} devices"
+                f"{math.prod(ways)}, but {target.name} has {target.num_devices} devices"
             )
-        if mesh.replica % slice.num_slices:
+        if mesh.replica % target.num_slices:
             raise UserError(
                 f"execution.mesh.replica: got {mesh.replica}, expected a multiple of the "
-                f"{slice.num_slices} slices"
+                f"{target.num_slices} slices"
             )
     except UserError as e:
-        near = nearest(experiment, slice)
+        near = nearest(experiment, target)
         if near is None:
             raise
         raise UserError(f"{e}; the nearest that works is {override_flags(experiment, near)}") from e
     runs_on = {"splash": "TPUs", "cudnn": "NVIDIA GPUs"}.get(experiment.execution.attention)
-    takes, kernel = ("TPUs", "splash") if slice.chip.dimensions else ("NVIDIA GPUs", "cudnn")
+    takes, kernel = ("TPUs", "splash") if target.chip.dimensions else ("NVIDIA GPUs", "cudnn")
     if runs_on not in (None, takes):
         raise UserError(
             f"execution.attention: {experiment.execution.attention} runs on {runs_on}, not on "
-            f"{slice.name}; --set execution.attention={kernel}"
+            f"{target.name}; --set execution.attention={kernel}"
         )
     return experiment
 
 
-def _plan(experiment: Experiment, slice: Slice, name: str, price: float | None) -> Plan:
-    plan = _plan_once(experiment, slice, name, price)
+def _plan(experiment: Experiment, target: Slice, name: str, price: float | None) -> Plan:
+    plan = _plan_once(experiment, target, name, price)
     if plan.fits:
         return plan
     remedies = []
-    for near in _remedies(experiment, slice, plan.hbm_peak_bytes)[:MAX_REMEDIES_COMPILED]:
+    for near in _remedies(experiment, target, plan.hbm_peak_bytes)[:MAX_REMEDIES_COMPILED]:
         change = override_flags(experiment, near)
         print(f"does not fit; trying {change}", file=sys.stderr)
         try:
-            better = _plan_once(near, slice, name, price)
+            fitting = _plan_once(near, target, name, price)
         except UserError as e:
             print(e, file=sys.stderr)
             continue
-        if better.fits and better.spare_share is not None:
-            remedies.insert(0, f"{change} ({better.spare_share:.1%} of HBM to spare)")
-            if better.spare_share >= MIN_SPARE:
+        if fitting.fits and fitting.spare_share is not None:
+            remedies.insert(0, f"{change} ({fitting.spare_share:.1%} of HBM to spare)")
+            if fitting.spare_share >= MIN_SPARE:
                 break
     return dataclasses.replace(plan, remedies=tuple(remedies))
 
 
-def _plan_once(experiment: Experiment, slice: Slice, name: str, price: float | None) -> Plan:
-    """Compiled, or by arithmetic for GPUs, whose compiler is not here."""
-    answer = _compile(name, experiment, slice) if slice.chip.dimensions else None
-    return make_plan(name, experiment, slice, answer, price)
+def _plan_once(experiment: Experiment, target: Slice, name: str, price: float | None) -> Plan:
+    """Return a plan by the compiler, or by arithmetic for GPUs, whose compiler is not here."""
+    result = _compile(name, experiment, target) if target.chip.dimensions else None
+    return make_plan(name, experiment, target, result, price)
 
 
-def _compile(name: str, experiment: Experiment, slice: Slice):
-    watch = sys.stderr.isatty()
-    end = "\r" if watch else "\n"
+def _compile(name: str, experiment: Experiment, target: Slice):
+    live = sys.stderr.isatty()
+    end = "\r" if live else "\n"
     last = -math.inf
 
     def progress(seconds: float) -> None:
         nonlocal last
-        if watch or seconds - last >= 15:
-            print(f"compiling {name} for {slice.name}, {seconds:.0f} s", end=end, file=sys.stderr)
+        if live or seconds - last >= 15:
+            print(f"compiling {name} for {target.name}, {seconds:.0f} s", end=end, file=sys.stderr)
             last = seconds
 
-    answer = compile_program(experiment, slice, progress)
-    if watch and last > 0:
+    result = compile_step(experiment, target, progress)
+    if live and last > 0:
         print("\x1b[K", end="", file=sys.stderr)  # clears the line
-    return answer
+    return result
 
 
 # Placements
 
 
-def meshes(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
-    """The experiment on every mesh over the slice's devices that divides its model."""
-    n = slice.num_devices
+def meshes(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
+    """Yield the experiment on every mesh over the slice's devices that divides its model."""
+    n = target.num_devices
     for tensor in TENSOR_WAYS:
-        for replica in (r for r in range(slice.num_slices, n + 1, slice.num_slices) if n % r == 0):
+        for replica in (
+            r for r in range(target.num_slices, n + 1, target.num_slices) if n % r == 0
+        ):
             fsdp, rest = divmod(n, replica * tensor)
-            if rest or (replica & (replica - 1) and replica != slice.num_slices):
+            if rest or (replica & (replica - 1) and replica != target.num_slices):
                 continue
-            for ring in (1, *rings(slice, fsdp)):
+            for ring in (1, *rings(target, fsdp)):
                 mesh = dataclasses.replace(
                     experiment.execution.mesh,
                     replica=replica,
@@ -141,20 +145,20 @@ def meshes(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
                     tensor=tensor,
                     sequence_parallel=tensor > 1,
                 )
-                yield _with(experiment, mesh=mesh)
+                yield with_execution(experiment, mesh=mesh)
 
 
-def _with(experiment: Experiment, **execution: object) -> Experiment:
+def with_execution(experiment: Experiment, **fields: object) -> Experiment:
     """Return the experiment with some fields of its execution replaced."""
     return dataclasses.replace(
-        experiment, execution=dataclasses.replace(experiment.execution, **execution)
+        experiment, execution=dataclasses.replace(experiment.execution, **fields)
     )
 
 
-def rings(slice: Slice, fsdp: int) -> list[int]:
-    """The side of the torus for fsdp's ring, or none: of 8 or more, because a short ring leaves
-    much to its planes, and the shortest, because the matmuls of a long one are too small."""
-    return sorted(side for side in slice.shape if side >= 8 and fsdp % side == 0)[:1]
+def rings(target: Slice, fsdp: int) -> list[int]:
+    """Return the side of the torus for fsdp's ring, or none: of 8 or more, because a short ring
+    leaves much to its planes, and the shortest, because the matmuls of a long one are too small."""
+    return sorted(side for side in target.shape if side >= 8 and fsdp % side == 0)[:1]
 
 
 def _valid(experiment: Experiment) -> bool:
@@ -165,8 +169,9 @@ def _valid(experiment: Experiment) -> bool:
     return True
 
 
-def nearest(experiment: Experiment, slice: Slice) -> Experiment | None:
-    """The valid placement whose mesh and micro-batches differ least from the experiment's."""
+def nearest(experiment: Experiment, target: Slice) -> Experiment | None:
+    """Return the valid placement whose mesh and micro-batches differ least from the
+    experiment's."""
 
     def distance(other: Experiment) -> float:
         pairs = [
@@ -177,8 +182,8 @@ def nearest(experiment: Experiment, slice: Slice) -> Experiment | None:
         return sum(abs(math.log(a / b)) for a, b in pairs)
 
     candidates = (
-        _with(e, micro_batches=micro_batches)
-        for e in meshes(experiment, slice)
+        with_execution(e, micro_batches=micro_batches)
+        for e in meshes(experiment, target)
         for micro_batches in _divisors(experiment.data.batch_size)
     )
     return min(filter(_valid, candidates), key=distance, default=None)
@@ -188,12 +193,13 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def placements(experiment: Experiment, slice: Slice) -> Iterator[Experiment]:
-    """On every mesh, in every number of micro-batches, under every remat policy."""
+def placements(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
+    """Yield the experiment on every mesh, in every number of micro-batches, under every remat
+    policy."""
     for e, micro_batches, remat in itertools.product(
-        meshes(experiment, slice), _divisors(experiment.data.batch_size), REMAT_POLICIES
+        meshes(experiment, target), _divisors(experiment.data.batch_size), REMAT_POLICIES
     ):
-        candidate = _with(e, remat=remat, micro_batches=micro_batches)
+        candidate = with_execution(e, remat=remat, micro_batches=micro_batches)
         if _valid(candidate):
             yield candidate
 
@@ -203,22 +209,22 @@ def override_flags(old: Experiment, new: Experiment) -> str:
     return " ".join(f"--set {name}={value}" for name, (_, value) in changes(old, new).items())
 
 
-def _remedies(experiment: Experiment, slice: Slice, needed: float | None) -> list[Experiment]:
-    """Placements one or two changes away, the fastest that should fit first.
+def _remedies(experiment: Experiment, target: Slice, needed: float | None) -> list[Experiment]:
+    """Return placements one or two changes away, the fastest that should fit first.
 
     needed: bytes, if the compiler said so. By it, or by not fitting, the experiment itself tells
     how far the arithmetic is off.
     """
-    limit = slice.chip.hbm_bytes
-    correction = (needed or ROUGH * limit) / work_out(experiment, slice).peak_bytes
+    limit = target.chip.hbm_bytes
+    correction = (needed or ROUGH * limit) / estimate_analytically(experiment, target).peak_bytes
     near = []
-    for e in placements(experiment, slice):
+    for e in placements(experiment, target):
         a, b = e.execution, experiment.execution
         num_changes = (
             (a.mesh != b.mesh) + (a.micro_batches != b.micro_batches) + (a.remat != b.remat)
         )
-        figures = work_out(e, slice)
-        held = host_holds(figures.offloaded_bytes, slice)
+        figures = estimate_analytically(e, target)
+        held = host_holds(figures.offloaded_bytes, target)
         if not 0 < num_changes <= 2 or not held:
             continue
         if figures.peak_bytes * correction < (1 - MIN_SPARE) * limit:
@@ -233,23 +239,25 @@ def _remedies(experiment: Experiment, slice: Slice, needed: float | None) -> lis
 class _Queue:
     """Placements to compile for one slice, and what compiling has taught."""
 
-    slice: Slice
+    target: Slice
     waiting: list[Experiment]  # the fastest by arithmetic first
     left: int  # to compile at the most
-    correction: float = 1.0  # peak bytes of the compiler / by arithmetic, in its latest answer
+    correction: float = 1.0  # peak bytes by the compiler / by arithmetic, in its latest result
 
     def pop(self) -> Experiment | None:
-        limit = (1 - MIN_SPARE) * self.slice.chip.hbm_bytes
+        limit = (1 - MIN_SPARE) * self.target.chip.hbm_bytes
         while self.left and self.waiting:
             experiment = self.waiting.pop(0)
-            if work_out(experiment, self.slice).peak_bytes * self.correction < limit * ROUGH:
+            peak = estimate_analytically(experiment, self.target).peak_bytes
+            if peak * self.correction < limit * ROUGH:
                 self.left -= 1
                 return experiment
         return None
 
     def learn(self, experiment: Experiment, plan: Plan) -> None:
         if plan.hbm_peak_bytes:
-            self.correction = plan.hbm_peak_bytes / work_out(experiment, self.slice).peak_bytes
+            rough = estimate_analytically(experiment, self.target)
+            self.correction = plan.hbm_peak_bytes / rough.peak_bytes
 
 
 def search(
@@ -261,28 +269,28 @@ def search(
     max_compiles: int,
     jobs: int | None,
 ) -> list[tuple[Plan, Experiment]]:
-    """The placements that fit with HBM to spare and that none betters in step time, cost and chips
-    at once; the cheapest first. What --set fixes stays as it is.
+    """Return the placements that fit with HBM to spare, of these the Pareto front over step time,
+    cost and chips; the cheapest first. What --set fixes stays as it is.
 
-    max_compiles: on each slice. Raises UserError if none fits.
+    max_compiles: on each slice. Raise UserError if none fits.
     """
-    wanted = [slices.parse(text) for text in names] or _default_slices(path, overrides)
+    wanted = [parse_slice(text) for text in names] or _default_slices(path, overrides)
     queues = []
-    for slice in wanted:
-        if not slice.chip.dimensions:
-            raise UserError(f"--search: {slice.name}: programs are compiled for TPUs only")
-        experiment = _for_tpu(_read_for_any(path, overrides, slice))
-        queues.append(_Queue(slice, _promising(experiment, overrides, slice), max_compiles))
+    for target in wanted:
+        if not target.chip.dimensions:
+            raise UserError(f"--search: {target.name}: programs are compiled for TPUs only")
+        experiment = _for_tpu(_read_for_any(path, overrides, target))
+        queues.append(_Queue(target, _promising(experiment, overrides, target), max_compiles))
     if not any(queue.waiting for queue in queues):
         raise UserError(
-            f"--search: by arithmetic nothing fits {', '.join(slice.name for slice in wanted)} "
+            f"--search: by arithmetic nothing fits {', '.join(target.name for target in wanted)} "
             "within what --set fixes; name a larger slice, or fix less"
         )
     found = _compile_all(Path(path).stem, queues, price, jobs or _default_jobs())
     if not found:
         raise UserError(
             f"--search: nothing compiled leaves {MIN_SPARE:.0%} of HBM to spare on "
-            f"{', '.join(slice.name for slice in wanted)}; try a larger slice or more --compiles"
+            f"{', '.join(target.name for target in wanted)}; try a larger slice or more --compiles"
         )
     return _pareto(found)
 
@@ -290,12 +298,13 @@ def search(
 def _compile_all(
     name: str, queues: list[_Queue], price: float | None, jobs: int
 ) -> list[tuple[Plan, Experiment]]:
-    """The plans with HBM to spare of what the queues hold, a slice in turn."""
+    """Return the plans with HBM to spare of what the queues hold, compiling for each slice in
+    turn."""
     total = sum(min(queue.left, len(queue.waiting)) for queue in queues)
     progress = Progress(total, 0)
     progress.note(
         f"compiling at most {total} programs, {jobs} at a time, for "
-        f"{', '.join(queue.slice.name for queue in queues)}"
+        f"{', '.join(queue.target.name for queue in queues)}"
     )
     found, running, turns = [], {}, itertools.cycle(queues)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
@@ -303,17 +312,17 @@ def _compile_all(
             for done in itertools.count(1):
                 for queue in itertools.islice(turns, len(queues) * jobs):
                     if len(running) < jobs and (experiment := queue.pop()):
-                        task = pool.submit(_answer, experiment, queue.slice)
+                        task = pool.submit(_compile_or_refuse, experiment, queue.target)
                         running[task] = queue, experiment
                 if not running:
                     break
                 task = next(concurrent.futures.as_completed(running))
                 queue, experiment = running.pop(task)
-                answer = task.result()
-                if isinstance(answer, UserError):
-                    progress.note(str(answer))
+                result = task.result()
+                if isinstance(result, UserError):
+                    progress.note(str(result))
                     continue
-                plan = make_plan(name, experiment, queue.slice, answer, price)
+                plan = make_plan(name, experiment, queue.target, result, price)
                 queue.learn(experiment, plan)
                 if plan.spare_share is not None and plan.spare_share >= MIN_SPARE:
                     found.append((plan, experiment))
@@ -324,38 +333,39 @@ def _compile_all(
     return found
 
 
-def _answer(experiment: Experiment, slice: Slice) -> Answer | UserError:
-    """One placement that the compiler cannot take does not end a search."""
+def _compile_or_refuse(experiment: Experiment, target: Slice) -> CompileResult | UserError:
+    """Return the refusal of a placement that cannot be compiled: it does not end a search."""
     try:
-        return compile_program(experiment, slice)
+        return compile_step(experiment, target)
     except UserError as e:
         return e
 
 
 def _for_tpu(experiment: Experiment) -> Experiment:
-    """With the attention kernel of TPUs, if heads are as wide as it wants them."""
+    """Return the experiment with the attention kernel of TPUs, if its heads are as wide as that
+    needs."""
     if experiment.model.head_dim % SPLASH_HEAD_DIM:
         return experiment
-    return _with(experiment, attention="splash")
+    return with_execution(experiment, attention="splash")
 
 
-def _read_for_any(path: str, overrides: Sequence[str], slice: Slice) -> Experiment:
+def _read_for_any(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
     """Return the experiment for a slice that its file need not name."""
     try:
-        return read(path, overrides, slice.name)
+        return read(path, overrides, target.name)
     except UnnamedSlice:
-        return _with(read(path, overrides), slice=slice.name)
+        return with_execution(read(path, overrides), slice=target.name)
 
 
-def _promising(experiment: Experiment, overrides: Sequence[str], slice: Slice) -> list[Experiment]:
-    """Placements that may fit, without those that another on the same mesh betters in both time
-    and memory; the fastest by arithmetic first."""
-    limit = (1 - MIN_SPARE) * slice.chip.hbm_bytes
+def _promising(experiment: Experiment, overrides: Sequence[str], target: Slice) -> list[Experiment]:
+    """Return placements that may fit, the fastest by arithmetic first. Those are left out that take
+    more of both time and memory than another on the same mesh."""
+    limit = (1 - MIN_SPARE) * target.chip.hbm_bytes
     by_mesh: dict[MeshConfig, list[tuple[float, float, Experiment]]] = {}
-    for e in placements(experiment, slice):
-        figures = work_out(e, slice)
+    for e in placements(experiment, target):
+        figures = estimate_analytically(e, target)
         fixed = all(override(e, text) == e for text in overrides)
-        held = host_holds(figures.offloaded_bytes, slice)
+        held = host_holds(figures.offloaded_bytes, target)
         if fixed and held and figures.peak_bytes < limit * ROUGH:
             item = figures.step_seconds, figures.peak_bytes, e
             by_mesh.setdefault(e.execution.mesh, []).append(item)
@@ -370,19 +380,20 @@ def _promising(experiment: Experiment, overrides: Sequence[str], slice: Slice) -
 
 
 def _default_slices(path: str, overrides: Sequence[str]) -> list[Slice]:
-    """Of each chip, the smallest slice on which arithmetic expects the run to end in time."""
+    """Return, for each chip, the smallest slice on which arithmetic expects the run to end in
+    time."""
     found = []
     for name in SEARCHED_CHIPS:
         chip = CHIPS[name]
         shapes = SHAPES_2D if chip.dimensions == 2 else (*SHAPES_3D, *CUBES)
         for shape in sorted(shapes, key=math.prod):
-            slice = Slice(chip, shape)
-            best = _promising(_for_tpu(_read_for_any(path, overrides, slice)), overrides, slice)
+            target = Slice(chip, shape)
+            best = _promising(_for_tpu(_read_for_any(path, overrides, target)), overrides, target)
             if not best:
                 continue
-            seconds = work_out(best[0], slice).step_seconds * best[0].run.num_steps
+            seconds = estimate_analytically(best[0], target).step_seconds * best[0].run.num_steps
             if seconds < MAX_DAYS * 86_400:
-                found.append(slice)
+                found.append(target)
                 break
     if not found:
         raise UserError(f"--search: no slice ends it in {MAX_DAYS} days; name one with --slice")
@@ -390,7 +401,7 @@ def _default_slices(path: str, overrides: Sequence[str]) -> list[Slice]:
 
 
 def _default_jobs() -> int:
-    """Compilers that the cores and the free memory of this machine allow."""
+    """Return how many compilers the cores and the free memory of this machine allow."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         free = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024
@@ -400,17 +411,17 @@ def _default_jobs() -> int:
 
 
 def _pareto(found: list[tuple[Plan, Experiment]]) -> list[tuple[Plan, Experiment]]:
-    """Those that no other betters in one of step time, cost and chips and equals in the others."""
+    """Return the Pareto front over step time, cost and chips."""
 
     def price(plan: Plan) -> tuple[float, float, int]:
-        dearest = (plan.cost or plan.chip_hours or (0.0, math.inf))[1]
-        return dearest, plan.step_seconds or math.inf, plan.chips
+        most = (plan.cost or plan.chip_hours or (0.0, math.inf))[1]
+        return most, plan.step_seconds or math.inf, plan.chips
 
     kept, seen = [], set()
     for plan, experiment in sorted(found, key=lambda item: price(item[0])):
         mine = price(plan)
-        better = any(all(a <= b for a, b in zip(price(p), mine, strict=True)) for p, _ in kept)
-        if not better and mine not in seen:
+        dominated = any(all(a <= b for a, b in zip(price(p), mine, strict=True)) for p, _ in kept)
+        if not dominated and mine not in seen:
             kept.append((plan, experiment))
             seen.add(mine)
     return kept
@@ -420,8 +431,9 @@ def _pareto(found: list[tuple[Plan, Experiment]]) -> list[tuple[Plan, Experiment
 
 
 def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
-    """An experiment file of the placement, its docstring saying by which figures it was chosen."""
-    experiment = _with(experiment, slice=plan.slice)
+    """Write an experiment file of the placement; its docstring says by which figures it was
+    chosen."""
+    experiment = with_execution(experiment, slice=plan.slice)
     sections = [getattr(experiment, f.name) for f in dataclasses.fields(Experiment)]
     used = (*sections, experiment, experiment.execution.mesh)
     classes = sorted(type(section).__name__ for section in used)
@@ -461,7 +473,7 @@ def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
 
 
 def _section(name: str, section: object) -> list[str]:
-    """The source of one section, without the fields that have their default."""
+    """Return the source of one section, without the fields that have their default."""
     fields = [
         f"            {f.name}={_source(getattr(section, f.name))},"
         for f in dataclasses.fields(section)
@@ -471,13 +483,13 @@ def _section(name: str, section: object) -> list[str]:
 
 
 def _source(value: object) -> str:
-    """As ruff formats it, but for the breaks of long lines."""
+    """Return a value as ruff formats it, but for the breaks of long lines."""
     if isinstance(value, str):
         return json.dumps(value)
     if isinstance(value, tuple):
         return f"({', '.join(map(_source, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, MeshConfig):
         given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        set_fields = (f"{k}={v!r}" for k, v in given.items() if v != getattr(MeshConfig(), k))
-        return f"MeshConfig({', '.join(set_fields)})"
+        named = (f"{k}={v!r}" for k, v in given.items() if v != getattr(MeshConfig(), k))
+        return f"MeshConfig({', '.join(named)})"
     return repr(value)

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from llama_jax.config import UserError
+from llama_jax.progress import quantity
 from llama_jax.scaling import envelope, parametric
-from llama_jax.scaling.decision import COSTS, Decision, best_for_tokens, quantity
+from llama_jax.scaling.budget import COSTS, Decision, best_for_tokens
 from llama_jax.scaling.fit import LEVEL, Fit, interval
 
 SUFFIXES = (".png", ".svg")
@@ -24,7 +25,7 @@ NAMES = {1: "1 envelope", 2: "2 IsoFLOP", 3: "3 parametric"}
 
 
 def draw_fit(fit: Fit, directory: Path) -> None:
-    """Writes isoflop, envelope, optimum and residuals; those for which there are data."""
+    """Write isoflop, envelope, optimum and residuals; those for which there are data."""
     if fit.budgets:
         _save(_isoflop(fit), directory / "isoflop")
     if 1 in fit.approaches:
@@ -127,8 +128,8 @@ def _residuals(fit: Fit) -> Figure:
 
 
 def draw_budget(decision: Decision, others: list[Decision], path: Path) -> None:
-    """Cost against demand, in the decision's unit, and the best models of `others`, which are at
-    other demands. Raises UserError if the file cannot be written."""
+    """Draw cost against demand, in the decision's unit, and the best models of `others`, which are
+    at other demands. Raise UserError if the file cannot be written."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"--figure: got {str(path)!r}, expected a name in {' or '.join(SUFFIXES)}")
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
@@ -149,7 +150,8 @@ def draw_budget(decision: Decision, others: list[Decision], path: Path) -> None:
 
 
 def _cost(axes: Axes, decision: Decision, others: list[Decision]) -> None:
-    """Of the two choices, kept whatever the demand, and of the best of each demand."""
+    """Draw the cost of the two choices, kept whatever the demand, and of the best of each
+    demand."""
     training, total = COSTS[decision.unit]
     for name, title, colour in (
         ("chinchilla", "Chinchilla's", "C3"),
@@ -170,7 +172,8 @@ def _cost(axes: Axes, decision: Decision, others: list[Decision]) -> None:
 
 
 def _best(axes: Axes, decision: Decision, others: list[Decision]) -> None:
-    """Its tokens per parameter at each demand; LLaMA's at the demand for which it is the best."""
+    """Draw the best's tokens per parameter at each demand; LLaMA's at the demand for which it is
+    the best."""
     _curve(axes, decision, others, "tokens per parameter")
     ours = {row: number.value for row, number in decision.choices[decision.unit].items()}
     axes.plot(decision.served, ours["tokens per parameter"], "C0o", label=f"ours: {_model(ours)}")
@@ -186,7 +189,7 @@ def _best(axes: Axes, decision: Decision, others: list[Decision]) -> None:
 
 
 def _curve(axes: Axes, decision: Decision, others: list[Decision], row: str) -> None:
-    """A row of the table against demand, with its interval."""
+    """Draw a row of the table against demand, with its interval."""
     found = [other.choices[decision.unit][row] for other in others]
     served = [other.served for other in others]
     loss = others[0].choices[decision.unit]["loss"].value

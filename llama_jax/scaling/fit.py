@@ -11,18 +11,18 @@ from llama_jax.config import UserError
 from llama_jax.progress import Progress
 from llama_jax.scaling import envelope, isoflop, parametric
 from llama_jax.scaling.law import NAMES, PUBLISHED, PUBLISHED_RANGES, Law, PowerLaw
-from llama_jax.scaling.points import Points
+from llama_jax.scaling.results import Points
 
 LEVEL = 0.95  # of the intervals: percentiles of the bootstrap
 MIN_RUNS, MIN_SIZES = 6, 3  # without which five coefficients mean nothing
 GOOD_SIZES, GOOD_RATIO, GOOD_BUDGETS = 5, 10.0, 3  # below these there is a warning
 SAME_FLOPS = 1.03  # a table's FLOPs and 6ND that differ by more are not the same count
-DEAREST = 0.2  # the share of runs, those with most FLOPs, that a fit to the others must predict
+HELD_OUT_SHARE = 0.2  # of runs, those with most FLOPs, whose loss a fit to the others predicts
 
 
 @dataclasses.dataclass(frozen=True)
 class Approach:
-    """(N_opt, D_opt) of C; those of `samples` have arrays [S]."""
+    """One approach's (N_opt, D_opt) of C; those of `samples` have arrays [S]."""
 
     optimum: tuple[PowerLaw, PowerLaw]
     samples: tuple[PowerLaw, PowerLaw]
@@ -39,13 +39,14 @@ class Fit:
     law: Law
     samples: Law
     objective: float
-    dearest_error: float  # mean of |log loss| errors on the dearest runs, of a fit to the others
+    extrapolation_error: float  # mean of |log loss| errors on the held-out runs
     warnings: tuple[str, ...]
     seconds: tuple[float, float]  # of the fit of Approach 3, of all else
 
 
 def fit(points: Points, table: str, bootstraps: int, seed: int) -> Fit:
-    """Raises UserError for points that no law can be fitted to. Shows its progress."""
+    """Return the laws of a table, by three approaches, and show the progress. Raise UserError for
+    points that no law can be fitted to."""
     final, rng = points.final(), np.random.default_rng(seed)
     _check(final, len(points), table)
     progress = Progress(4, 0)
@@ -53,7 +54,7 @@ def fit(points: Points, table: str, bootstraps: int, seed: int) -> Fit:
     law, objective = parametric.fit(final)
     fitted = time.monotonic()
     progress.update(1, "Approach 3: all starts")
-    third, samples, dearest_error = _parametric(final, law, bootstraps, rng)
+    third, samples, extrapolation_error = _parametric(final, law, bootstraps, rng)
     approaches = {3: third}
     progress.update(2, "Approach 3: bootstraps")
 
@@ -75,7 +76,7 @@ def fit(points: Points, table: str, bootstraps: int, seed: int) -> Fit:
         law=law,
         samples=samples,
         objective=objective,
-        dearest_error=dearest_error,
+        extrapolation_error=extrapolation_error,
         warnings=(
             *_design_warnings(final),
             *_law_warnings(law, samples),
@@ -87,12 +88,12 @@ def fit(points: Points, table: str, bootstraps: int, seed: int) -> Fit:
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:
-    """Percentiles of samples [S] but for NaN, which is what they are if nothing else is there."""
+    """Return percentiles of samples [S], of which NaN is left out; NaN if nothing else is there."""
     known = samples[~np.isnan(samples)]
     if not len(known):
         return np.nan, np.nan
     ends = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-    low, high = np.quantile(known, ends, method="inverted_cdf")  # which bears infinity
+    low, high = np.quantile(known, ends, method="inverted_cdf")  # takes infinity
     return float(low), float(high)
 
 
@@ -107,18 +108,19 @@ def _check(points: Points, rows: int, table: str) -> None:
 
 
 def _powers(law: Law) -> tuple[PowerLaw, PowerLaw]:
-    """N_opt and D_opt of a law."""
+    """Return N_opt and D_opt of a law."""
     a, b = law.exponents
     k = law.optimal_params(6.0)  # where C / 6 is 1
     return PowerLaw(k / 6**a, a), PowerLaw(1 / k / 6**b, b)
 
 
 def _parametric(points: Points, law: Law, bootstraps: int, rng: np.random.Generator):
-    """(Approach, the bootstrap's laws, dearest_error). A bootstrap draws runs with replacement."""
+    """Return (Approach, the bootstrap's laws, extrapolation_error). A bootstrap draws runs with
+    replacement."""
     runs = len(points)
     drawn = rng.multinomial(runs, np.full(runs, 1 / runs), bootstraps)
-    dearest = points.flops >= np.quantile(points.flops, 1 - DEAREST)
-    weights = np.concatenate([drawn, 1 - np.eye(runs), ~dearest[None]])
+    held_out = points.flops >= np.quantile(points.flops, 1 - HELD_OUT_SHARE)
+    weights = np.concatenate([drawn, 1 - np.eye(runs), ~held_out[None]])
     refits = parametric.refit(points, law, weights)
     samples, without, cheap = (
         Law(**{name: value[part] for name, value in vars(refits).items()})
@@ -127,7 +129,7 @@ def _parametric(points: Points, law: Law, bootstraps: int, rng: np.random.Genera
     names = [f"N {n:.3g}, D {d:.3g}" for n, d in zip(points.params, points.tokens, strict=True)]
     leave_out = tuple(zip(names, map(float, without.exponents[0]), strict=True))
     approach = Approach(_powers(law), _powers(samples), leave_out)
-    error = np.abs(parametric.residuals(cheap, points.take(dearest))).mean()
+    error = np.abs(parametric.residuals(cheap, points.take(held_out))).mean()
     return approach, samples, float(error)
 
 
@@ -200,7 +202,7 @@ def _envelope_warnings(curves: list[Points]):
 
 
 def ranges(points: Points) -> dict[str, tuple[float, float]]:
-    """Quantity -> (least, most)."""
+    """Return (least, most) of each quantity."""
     values = {
         "parameters": points.params,
         "training tokens": points.tokens,
@@ -211,7 +213,7 @@ def ranges(points: Points) -> dict[str, tuple[float, float]]:
 
 
 def to_json(fit: Fit) -> dict:
-    """What laws.json holds; intervals as [low, high]."""
+    """Return what laws.json holds; intervals as [low, high]."""
 
     approaches = {}
     for number, approach in fit.approaches.items():
@@ -232,7 +234,7 @@ def to_json(fit: Fit) -> dict:
         "law": dataclasses.asdict(fit.law),
         "intervals": {name: interval(getattr(fit.samples, name)) for name in NAMES},
         "objective": fit.objective,
-        "error_on_dearest_runs": fit.dearest_error,
+        "error_on_held_out_runs": fit.extrapolation_error,
         "samples": {name: getattr(fit.samples, name).tolist() for name in NAMES},
     }
     return {
@@ -247,8 +249,8 @@ def to_json(fit: Fit) -> dict:
 
 
 def read_law(name: str) -> tuple[Law, Law | None, dict[str, tuple[float, float]]]:
-    """(law, the bootstrap's laws, ranges of the runs) of a laws.json, or of one of PUBLISHED, which
-    have no bootstrap. Raises UserError."""
+    """Return (law, the bootstrap's laws, ranges of the runs) of a laws.json, or of one of
+    PUBLISHED, which have no bootstrap. Raise UserError for what is neither."""
     if name in PUBLISHED:
         return PUBLISHED[name], None, PUBLISHED_RANGES
     try:

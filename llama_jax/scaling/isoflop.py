@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from llama_jax.scaling.law import PowerLaw, power_law
-from llama_jax.scaling.points import Points
+from llama_jax.scaling.results import Points
 
 SAME_BUDGET = 1.1  # runs whose FLOPs lie within this factor share a budget
 MIN_SIZES = 4  # at a budget: a parabola has three coefficients
@@ -30,14 +30,14 @@ class Budget:
 
     @property
     def inside(self) -> bool:
-        """Whether the bottom lies among the sizes that were tried."""
+        """Return whether the bottom lies among the sizes that were tried."""
         tried = self.points.params
         return self.curved and bool(tried.min() < self.params < tried.max())
 
 
 def find_budgets(points: Points) -> list[Budget]:
-    """The budgets with MIN_SIZES sizes, the cheapest first: again and again the window of FLOPs
-    that holds the most sizes. points: one row a run."""
+    """Return the budgets with MIN_SIZES sizes, the cheapest first: repeatedly the window of FLOPs
+    that holds the most sizes, without the runs of windows before. points: one row a run."""
     size, budgets = points.size, []
     left = np.argsort(points.flops)
     while len(left):
@@ -64,14 +64,14 @@ def _budget(points: Points) -> Budget:
 
 
 def _bottom(x: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """exp of where the parabola of loss [P, ...] in x [P] is least; NaN if nowhere."""
+    """Return exp of where the parabola of loss [P, ...] in x [P] is least; NaN if nowhere."""
     p2, p1, _ = np.polyfit(x, loss, 2)
     with np.errstate(divide="ignore", over="ignore"):
         return np.where(p2 > 0, np.exp(-p1 / (2 * p2)), np.nan)
 
 
 def fit(budgets: list[Budget]) -> tuple[PowerLaw, PowerLaw]:
-    """(N_opt, D_opt) of C, by least squares in logarithms over the budgets whose parabola is
+    """Return (N_opt, D_opt) of C, by least squares in logarithms over the budgets whose parabola is
     curved, each with the weight that its bottom's uncertainty leaves it."""
     curved = [budget for budget in budgets if budget.curved]
     flops = np.array([budget.flops for budget in curved])
@@ -83,7 +83,8 @@ def fit(budgets: list[Budget]) -> tuple[PowerLaw, PowerLaw]:
 
 
 def _variance(budget: Budget) -> float:
-    """Of log N at the bottom, -p1 / (2 p2), but for the variance of a loss: to first order."""
+    """Return the variance of log N at the bottom, -p1 / (2 p2), over the variance of a loss: to
+    first order."""
     p2, p1, _ = budget.parabola
     slope = np.array([p1 / (2 * p2**2), -1 / (2 * p2), 0])
     powers = np.vander(np.log(budget.points.params), 3)
@@ -93,8 +94,8 @@ def _variance(budget: Budget) -> float:
 def bootstrap(
     budgets: list[Budget], samples: int, rng: np.random.Generator
 ) -> tuple[PowerLaw, PowerLaw]:
-    """fit's results with arrays [samples], of the parabolas' own losses plus residuals drawn from
-    those of all budgets: sizes and budgets were chosen, only the losses are random."""
+    """Return fit's results with arrays [samples], of the parabolas' own losses plus residuals drawn
+    from those of all budgets: sizes and budgets were chosen, only the losses are random."""
     curved = [budget for budget in budgets if budget.curved]
     fitted = [np.polyval(b.parabola, np.log(b.points.params)) for b in curved]
     # Three coefficients take up a part of the noise of so many points.

@@ -14,7 +14,8 @@ NAMES = ("A", "B", "E", "alpha", "beta")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Law:
-    """Coefficients as floats, or as arrays [S] of as many laws. N, D and C broadcast to them."""
+    """L(N, D) with coefficients as floats, or as arrays [S] of as many laws, to which N, D and C
+    broadcast."""
 
     A: float | np.ndarray
     B: float | np.ndarray
@@ -27,26 +28,27 @@ class Law:
 
     @property
     def exponents(self):
-        """(a, b) of N_opt ~ C^a and D_opt ~ C^b."""
+        """Return (a, b) of N_opt ~ C^a and D_opt ~ C^b."""
         total = self.alpha + self.beta
         return self.beta / total, self.alpha / total
 
     def optimal_params(self, flops):
-        """N of the smallest loss for C FLOPs of training; D is C / 6N (Hoffmann, equation 4)."""
+        """Return N of the smallest loss for C FLOPs of training; D is C / 6N (Hoffmann, equation
+        4)."""
         g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         return g * (flops / 6) ** self.exponents[0]
 
     def optimal_tokens(self, params):
-        """D with which N parameters are compute-optimal: where N and D pay equally well."""
+        """Return D with which N parameters are compute-optimal: where N and D pay equally well."""
         return (self.beta * self.B / (self.alpha * self.A) * params**self.alpha) ** (1 / self.beta)
 
     def optimal_params_of_loss(self, loss):
-        """N of the compute-optimal model with this loss."""
+        """Return N of the compute-optimal model with this loss."""
         excess = self.A * (1 + self.alpha / self.beta)
         return (excess / (loss - self.E)) ** (1 / self.alpha)
 
     def tokens_for(self, params, loss):
-        """D with which N parameters reach a loss; infinite if no D does."""
+        """Return D with which N parameters reach a loss; infinite if no D does."""
         left = loss - self.E - self.A / params**self.alpha
         with np.errstate(divide="ignore"):
             return (self.B / np.maximum(left, 0)) ** (1 / self.beta)
@@ -67,9 +69,8 @@ class PowerLaw:
 
 
 def power_law(flops: np.ndarray, y: np.ndarray, weight: np.ndarray | float = 1.0) -> PowerLaw:
-    """By weighted least squares in logarithms, of flops [P] and y [..., P]; only y above 0
-    and finite count.
-    NaN where fewer than two values of flops are left."""
+    """Fit by weighted least squares in logarithms, of flops [P] and y [..., P]; only y above 0 and
+    finite count. NaN where fewer than two values of flops are left."""
     w = np.where((y > 0) & (y < np.inf), weight, 0)
     log_y = np.log(np.where(w > 0, y, 1))
     log_flops = np.broadcast_to(np.log(flops), y.shape)

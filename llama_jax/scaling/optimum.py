@@ -10,13 +10,13 @@ import dataclasses
 
 import numpy as np
 
+from llama_jax.scaling.costs import INFERENCE, TRAINING
 from llama_jax.scaling.law import Law
-from llama_jax.scaling.serving import INFERENCE, TRAINING
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """Parameters and training tokens; floats, or arrays [S] for as many laws."""
+    """A choice of parameters and training tokens; floats, or arrays [S] for as many laws."""
 
     params: float | np.ndarray
     tokens: float | np.ndarray
@@ -26,16 +26,16 @@ class Choice:
 
 
 def optimal_demand(law: Law, choice: Choice):
-    """Tokens served for which no other model of the same loss costs fewer FLOPs; below 0 for one
-    with fewer tokens than Chinchilla's."""
+    """Return the tokens served for which no other model of the same loss costs fewer FLOPs; below 0
+    for one with fewer tokens than Chinchilla's."""
     by_params = law.alpha * law.A * choice.params**-law.alpha
     by_tokens = law.beta * law.B * choice.tokens**-law.beta
     return TRAINING / INFERENCE * choice.tokens * (by_params / by_tokens - 1)
 
 
 def break_even(small: Choice, large: Choice):
-    """Tokens served from which on `small` costs fewer FLOPs than `large`, training included;
-    infinite if it is not smaller."""
+    """Return the tokens served from which on `small` costs fewer FLOPs than `large`, training
+    included; infinite if it is not smaller."""
     extra = small.params * small.tokens - large.params * large.tokens
     fewer = np.asarray(large.params - small.params)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -44,12 +44,14 @@ def break_even(small: Choice, large: Choice):
 
 
 def chinchilla_of_loss(law: Law, loss) -> Choice:
+    """Return the compute-optimal model with this loss."""
     params = law.optimal_params_of_loss(loss)
     return Choice(params, law.optimal_tokens(params))
 
 
 def best_of_loss(law: Law, loss, served, max_params: float | None) -> Choice:
-    """With the least cost to reach a loss and serve; NaN where no model within max_params can."""
+    """Return the model with the least cost to reach a loss and serve; NaN where no model within
+    max_params can."""
     floor = (law.A / (loss - law.E)) ** (1 / law.alpha)  # with infinitely many tokens
     ceiling = law.optimal_params_of_loss(loss)
     params = _where_demand_is(served, law, lambda n: law.tokens_for(n, loss), floor, ceiling)
@@ -61,8 +63,8 @@ def best_of_loss(law: Law, loss, served, max_params: float | None) -> Choice:
 
 
 def best_of_total(law: Law, total: float, served, max_params: float | None) -> Choice:
-    """With the least loss of all that cost `total` FLOPs to train and serve; NaN if not even one
-    parameter can be served."""
+    """Return the model with the least loss of all that cost `total` FLOPs to train and serve; NaN
+    if not even one parameter can be served."""
     ceiling = total / (INFERENCE * served + TRAINING)  # with one token of training
     params = _where_demand_is(served, law, lambda n: _left(total, n, served), 1.0, ceiling)
     if max_params is not None:
@@ -72,20 +74,20 @@ def best_of_total(law: Law, total: float, served, max_params: float | None) -> C
 
 
 def chinchilla_of_total(law: Law, total: float, served) -> Choice:
-    """The compute-optimal model that costs `total` FLOPs to train and serve."""
+    """Return the compute-optimal model that costs `total` FLOPs to train and serve."""
     ceiling = total / (INFERENCE * served + TRAINING)
     params = _where_demand_is(0.0, law, lambda n: _left(total, n, served), 1.0, ceiling)
     return Choice(params, _left(total, params, served))
 
 
 def _left(total, params, served):
-    """Tokens that can be trained on with what serving leaves."""
+    """Return the tokens that can be trained on with what serving leaves."""
     return np.maximum(total / params - INFERENCE * served, 0) / TRAINING
 
 
 def _where_demand_is(served, law: Law, tokens, low, high):
-    """N between low and high whose optimal_demand with tokens(N) is `served`, by bisection in
-    log N: along either line it falls as N grows."""
+    """Return N between low and high whose optimal_demand with tokens(N) is `served`, by bisection
+    in log N: along either line it falls as N grows."""
     low, high = (np.broadcast_to(np.log(x), np.shape(law.E)) for x in (low, high))
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         for _ in range(80):

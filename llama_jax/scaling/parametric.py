@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from llama_jax.scaling.law import Law
-from llama_jax.scaling.points import Points
+from llama_jax.scaling.results import Points
 
 HUBER_DELTA = 1e-3
 # log A, log B, log E, alpha and beta of the 4500 starts.
@@ -34,7 +34,7 @@ LANES = 150  # fits side by side, in one program: their arrays stay in the CPU's
 
 
 def fit(points: Points) -> tuple[Law, float]:
-    """(law, objective). points: one row a run."""
+    """Return (law, objective). points: one row a run."""
     starts = np.array(list(itertools.product(*GRID)))
     theta, objective = _minimise(points, starts, np.ones((len(starts), len(points))), FIRST_STEPS)
     best = np.argsort(np.where(np.isnan(objective), np.inf, objective))[:LANES]
@@ -45,7 +45,8 @@ def fit(points: Points) -> tuple[Law, float]:
 
 
 def refit(points: Points, start: Law, weights: np.ndarray) -> Law:
-    """The laws, with arrays [S], of points that count weights[S, P] times; from one start."""
+    """Return the laws, with arrays [S], of points that count weights[S, P] times; from one
+    start."""
     logs = [math.log(x) for x in (start.A, start.B, start.E)]
     theta = np.array([*logs, start.alpha, start.beta])
     theta, _ = _minimise(points, np.tile(theta, (len(weights), 1)), weights, MAX_STEPS)
@@ -53,7 +54,7 @@ def refit(points: Points, start: Law, weights: np.ndarray) -> Law:
 
 
 def residuals(law: Law, points: Points) -> np.ndarray:
-    """log loss minus log of the law's; [P]."""
+    """Return log loss minus log of the law's; [P]."""
     return np.log(points.loss) - np.log(law.loss(points.params, points.tokens))
 
 
@@ -65,7 +66,7 @@ def _law(theta: np.ndarray) -> Law:
 def _minimise(
     points: Points, theta: np.ndarray, weights: np.ndarray, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(theta [S, 5], objective [S]) after at most so many steps from theta [S, 5]."""
+    """Return (theta [S, 5], objective [S]) after at most so many steps from theta [S, 5]."""
     count = len(theta)
     padding = ((0, -count % LANES), (0, 0))  # with weights of 0, which are at their minimum
     theta, weights = np.pad(theta, padding), np.pad(weights.astype(float), padding)
@@ -82,8 +83,9 @@ def _minimise(
 @jax.jit
 @partial(jax.vmap, in_axes=(0, 0, None, None))
 def _solve(theta, weights_P, data, steps):
-    """Each step takes the best of STEP_SIZES along L-BFGS's direction. If none is better it forgets
-    the gradients before, and it ends when the bare gradient leads nowhere, too."""
+    """Minimise from one start. Each step takes the best of STEP_SIZES along L-BFGS's direction. If
+    none lowers the objective it forgets the gradients before, and it ends when the bare gradient
+    lowers nothing, too."""
     solver = optax.scale_by_lbfgs()
 
     def value(theta):
@@ -112,7 +114,7 @@ def _solve(theta, weights_P, data, steps):
 
 
 def _objective(theta, weights_P, data):
-    """The weighted sum of Huber's function over HUBER_DELTA, which makes it of order 1."""
+    """Return the weighted sum of Huber's function over HUBER_DELTA, which makes it of order 1."""
     a, b, e, alpha, beta = theta
     log_params_P, log_tokens_P, log_loss_P = data
     terms = (a - alpha * log_params_P, b - beta * log_tokens_P, jnp.full_like(log_loss_P, e))

@@ -4,18 +4,17 @@ Everything is computed for the law and its bootstrap at once: arrays [1 + S], th
 """
 
 import dataclasses
-import math
 
 import numpy as np
 
 from llama_jax.config import LLAMA_7B, LLAMA_13B, LLAMA_33B, LLAMA_65B, UserError
 from llama_jax.flops import num_params
-from llama_jax.plan.slices import CHIPS
-from llama_jax.scaling import optimum, serving
+from llama_jax.hardware import CHIPS
+from llama_jax.scaling import costs, optimum
+from llama_jax.scaling.costs import INFERENCE, TRAINING, Assumptions
 from llama_jax.scaling.fit import interval
 from llama_jax.scaling.law import NAMES, Law
 from llama_jax.scaling.optimum import Choice
-from llama_jax.scaling.serving import INFERENCE, TRAINING, Assumptions
 
 # Parameters, and tokens of training (paper Table 2).
 LLAMA = {
@@ -24,8 +23,6 @@ LLAMA = {
     "LLaMA-33B": (num_params(LLAMA_33B), 1.4e12),
     "LLaMA-65B": (num_params(LLAMA_65B), 1.4e12),
 }
-
-
 NUM_DEMANDS, MARGIN = 60, 30.0  # of a figure; the factor by which it reaches beyond what it shows
 # The quantities that a unit's costs are, of training and in all.
 COSTS = {
@@ -45,6 +42,8 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decision:
+    """The models to choose from for a demand and a target, with all that the choice rests on."""
+
     served: float  # tokens, over the life of the model
     target: tuple[str, float]
     unit: str  # of the whole cost, if that is the target; else flops
@@ -66,13 +65,16 @@ def decide(
     target: tuple[str, float],
     assumptions: Assumptions,
 ) -> Decision:
-    """target: ("quality_of", N), ("train_flops", C), ("loss", L), or the whole cost, of training
-    and serving: ("total_flops" | "total_money" | "total_energy", X). Raises UserError for one that
-    cannot be reached."""
+    """Return the models that reach a target and serve a demand at the least cost.
+
+    target: ("quality_of", N), ("train_flops", C), ("loss", L), or the whole cost, of training and
+    serving: ("total_flops" | "total_money" | "total_energy", X). Raise UserError for one that
+    cannot be reached.
+    """
     laws = _stack(law, samples)
     kind, value = target
-    limit = serving.max_params(assumptions)
-    rates = serving.rates(assumptions)
+    limit = costs.max_params(assumptions)
+    rates = costs.rates(assumptions)
     equal = {
         unit: served * r.served_as_flops(assumptions.prompt_share) for unit, r in rates.items()
     }
@@ -124,8 +126,8 @@ def decide(
 
 
 def over_demand(law: Law, samples: Law | None, decision: Decision) -> list[Decision]:
-    """For demands about its own and LLaMA's: for the same target or, if that was a whole cost, the
-    loss that it bought."""
+    """Return decisions for demands around the decision's own and LLaMA's: for the same target or,
+    if that was a whole cost, the loss that it bought."""
     target = decision.target
     if target[0].startswith("total_"):
         target = "loss", decision.choices[decision.unit]["loss"].value
@@ -138,9 +140,9 @@ def over_demand(law: Law, samples: Law | None, decision: Decision) -> list[Decis
 
 
 def best_for_tokens(decision: Decision, name: str) -> float:
-    """The demand for which one of LLAMA is the cheapest of its loss, in the decision's unit; below
-    0 if there is none."""
-    rate = serving.rates(decision.assumptions)[decision.unit]
+    """Return the demand for which one of LLAMA is the cheapest of its loss, in the decision's unit;
+    below 0 if there is none."""
+    rate = costs.rates(decision.assumptions)[decision.unit]
     share = rate.served_as_flops(decision.assumptions.prompt_share)
     return decision.llama[name]["best for tokens"].value / share
 
@@ -154,7 +156,7 @@ def _stack(law: Law, samples: Law | None) -> Law:
 
 
 def _loss(laws: Law, kind: str, value: float) -> np.ndarray:
-    """[1 + S]: the quality of a model is what it is under each law."""
+    """Return the loss [1 + S] of a target: the quality of a model is what it is under each law."""
     if kind == "quality_of":
         return laws.loss(value, laws.optimal_tokens(value))
     if kind == "train_flops":
@@ -164,10 +166,12 @@ def _loss(laws: Law, kind: str, value: float) -> np.ndarray:
 
 
 def option(kind: str) -> str:
+    """Return the command line's option for a kind of target."""
     return "--" + kind.replace("_", "-")
 
 
 def _missing(unit: str, a: Assumptions) -> str:
+    """Return what is missing for an answer in a unit, as a sentence."""
     uses = {"train": a.train_chip, "serve": a.serve_chip}
     if unit == "money":
         unknown = [use for use in uses if getattr(a, f"{use}_price") is None]
@@ -188,14 +192,15 @@ def _figures(
     equal: dict[str, float],
     of_total: bool,
 ) -> dict[str, Figure]:
-    """Of one choice; its saving and break-even, at the same loss, by the unit it is named for."""
+    """Return the figures of one choice; its saving and break-even, at the same loss, are by the
+    unit it is named for."""
     train, serve = CHIPS[a.train_chip], CHIPS[a.serve_chip]
     train_flops = TRAINING * choice.params * choice.tokens
     served_flops = INFERENCE * choice.params * served
-    hours = serving.chip_hours(train_flops, train, a.train_mfu)
+    hours = costs.chip_hours(train_flops, train, a.train_mfu)
     share = a.prompt_share
-    serve_hours = serving.chip_hours(served_flops * share, serve, a.prefill_mfu)
-    serve_hours += serving.chip_hours(served_flops * (1 - share), serve, a.decode_mfu)
+    serve_hours = costs.chip_hours(served_flops * share, serve, a.prefill_mfu)
+    serve_hours += costs.chip_hours(served_flops * (1 - share), serve, a.decode_mfu)
     found = {
         "parameters": choice.params,
         "training tokens": choice.tokens,
@@ -211,16 +216,16 @@ def _figures(
         found["training dollars"] = hours * a.train_price
         found["total dollars"] = hours * a.train_price + serve_hours * a.serve_price
     if train.watts and serve.watts:
-        spent = serving.energy_mwh(hours, train.watts, a.pue)
-        total = spent + serving.energy_mwh(serve_hours, serve.watts, a.pue)
+        spent = costs.energy_mwh(hours, train.watts, a.pue)
+        total = spent + costs.energy_mwh(serve_hours, serve.watts, a.pue)
         found["training MWh"] = spent
         found["total MWh"] = total
-        found["total tCO2eq"] = serving.carbon_tonnes(total, a.kg_per_kwh)
+        found["total tCO2eq"] = costs.carbon_tonnes(total, a.kg_per_kwh)
     found["weights GB"] = choice.params * a.bytes_per_param / 1e9
-    found["ms per token, batch of one"] = serving.ms_per_token(choice.params, a)
+    found["ms per token, batch of one"] = costs.ms_per_token(choice.params, a)
     if name in equal and not of_total:
-        costs = [c.flops(equal[name]) for c in (choice, chinchilla)]
-        found["saving"] = 1 - costs[0] / costs[1]
+        both = [c.flops(equal[name]) for c in (choice, chinchilla)]
+        found["saving"] = 1 - both[0] / both[1]
         as_flops = equal[name] / served if served else 1.0
         found["break-even tokens"] = optimum.break_even(choice, chinchilla) / as_flops
     return {key: _figure(values) for key, values in found.items()}
@@ -245,18 +250,3 @@ def _llama(laws: Law, model: Choice) -> dict[str, Figure]:
 
 def _figure(values: np.ndarray) -> Figure:
     return Figure(float(values[0]), interval(values[1:]) if len(values) > 1 else None)
-
-
-def quantity(value: float) -> str:
-    """As 6.97B or 1.25T; a demand that never comes is infinite."""
-    if math.isnan(value):
-        return "-"
-    if value == math.inf:
-        return "never"
-    rounded = float(f"{value:.3g}")
-    if abs(rounded) >= 1e15:
-        return f"{value:.2e}"
-    for factor, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(rounded) >= factor:
-            return f"{rounded / factor:.3g}{letter}"
-    return f"{rounded:.3g}"

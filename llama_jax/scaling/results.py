@@ -27,7 +27,8 @@ class Columns:
 
 @dataclasses.dataclass(frozen=True)
 class Points:
-    """Arrays [P] in float64, of which loss is in nats a token; run counts from 0."""
+    """Rows of a table, as arrays [P] in float64, of which loss is in nats a token; run counts from
+    0."""
 
     params: np.ndarray
     tokens: np.ndarray
@@ -39,16 +40,17 @@ class Points:
         return len(self.loss)
 
     def take(self, rows) -> "Points":
+        """Return the rows of those numbers, or of a mask."""
         return Points(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
     def final(self) -> "Points":
-        """The row with the most tokens of each run."""
+        """Return the row with the most tokens of each run."""
         order = np.lexsort((self.tokens, self.run))
         return self.take(order[np.append(np.diff(self.run[order]) != 0, True)])
 
     @property
     def size(self) -> np.ndarray:
-        """Of each row the number of its model size, from 0, the smallest."""
+        """Return, for each row, the number of its model size, from 0, the smallest."""
         order = np.argsort(self.params)
         steps = np.diff(np.log(self.params[order])) > math.log(SAME_SIZE)
         size = np.empty(len(self), int)
@@ -57,7 +59,7 @@ class Points:
 
 
 def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Points:
-    """Raises UserError for a table that cannot be read, naming file, column and line."""
+    """Read a table. Raise UserError if it cannot be read, naming file, column and line."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -119,7 +121,7 @@ def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Poi
 
 
 def _separator(header: list[str]) -> str:
-    """A hint, if another one than a comma stands in a header that is a single name."""
+    """Return a hint, if another separator than a comma stands in a header that is a single name."""
     used = [mark for mark in ";\t|" if len(header) == 1 and mark in header[0]]
     return f"; expected ',' between columns, and found {used[0]!r}" if used else ""
 

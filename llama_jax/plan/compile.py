@@ -25,24 +25,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llama_jax import config
-from llama_jax.config import Experiment, UserError
+from llama_jax.config import BATCH_KEYS, Experiment, UserError
 from llama_jax.experiment import from_json, to_json
-from llama_jax.plan import slices
-from llama_jax.plan.slices import GIB, Slice
+from llama_jax.hardware import GIB, Slice, parse_slice
+from llama_jax.plan.sources import import_closure
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 TIMEOUT_SECONDS = 1800.0  # twenty times what 7B takes on an idle core
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
-SOURCES = (
-    *("config", "sharding", "collectives", "attention", "model", "loss", "optimizer", "step"),
-    *("plan/slices", "plan/program"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
-    """Bytes are of one device."""
+class CompiledStep:
+    """A compiled train step; bytes are of one device."""
 
     hlo: str  # scheduled, as one device executes it
     mesh_axes: dict[str, int]  # name -> size, in the order of the mesh
@@ -64,39 +59,42 @@ class Program:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutOfMemory:
-    """The compiler's answer to a program that does not fit: bytes of one device."""
+    """The compiler's answer to a step that does not fit; bytes are of one device."""
 
     needed_bytes: float | None  # None: it did not say
     limit_bytes: float | None
     message: str
 
 
-Answer = Program | OutOfMemory
-Watch = Callable[[float], None]  # called with the seconds so far, about once a second
+CompileResult = CompiledStep | OutOfMemory
+OnProgress = Callable[[float], None]  # called with the seconds so far, about once a second
 
 
-def compile_program(experiment: Experiment, slice: Slice, watch: Watch = lambda _: None) -> Answer:
-    """What the compiler says of the experiment's train step, from the cache if it is there.
+def compile_step(
+    experiment: Experiment, target: Slice, on_progress: OnProgress = lambda _: None
+) -> CompileResult:
+    """Return what the compiler says of the experiment's train step, from the cache if it is there.
 
-    Raises UserError if it says nothing: it is not installed, it aborts, or it takes too long.
+    Raise UserError if it says nothing: it is not installed, it aborts, or it takes too long.
     """
-    answer = cached(experiment, slice)
-    if answer is None:
-        answer = _compile_in_child(experiment, slice, watch)
-        _write(_path(experiment, slice), answer)
-    return answer
+    result = cached(experiment, target)
+    if result is None:
+        result = _compile_in_child(experiment, target, on_progress)
+        _write(_path(experiment, target), result)
+    return result
 
 
 # The cache
 
 
-def cached(experiment: Experiment, slice: Slice) -> Answer | None:
-    path = _path(experiment, slice)
+def cached(experiment: Experiment, target: Slice) -> CompileResult | None:
+    """Return what the cache has of the experiment's train step, None if nothing. Loads no jax."""
+    path = _path(experiment, target)
     try:
-        answer = json.loads(lzma.decompress(path.read_bytes()))
-        return _answer(answer)
+        result = json.loads(lzma.decompress(path.read_bytes()))
+        return _result(result)
     except (OSError, lzma.LZMAError, ValueError, TypeError, KeyError):
-        return None  # absent, or damaged: it is written anew
+        return None  # absent, or damaged: it is written again
 
 
 def cache_directory() -> Path:
@@ -104,12 +102,12 @@ def cache_directory() -> Path:
     return Path(home) / "llama_jax" / "plan"
 
 
-def _path(experiment: Experiment, slice: Slice) -> Path:
-    """Named by the hash of all that the program is made of."""
+def _path(experiment: Experiment, target: Slice) -> Path:
+    """Return the file in the cache, named by the hash of all that the step is made of."""
     data, execution = experiment.data, experiment.execution
     without_reasons = [(name, value) for name, value, _ in execution.compiler_options]
     parts = {
-        "slice": slice.name,
+        "slice": target.name,
         "model": dataclasses.asdict(experiment.model),
         "batch": (data.seq_len, data.batch_size, experiment.run.gradient_dtype),
         "execution": dataclasses.asdict(execution)
@@ -122,13 +120,15 @@ def _path(experiment: Experiment, slice: Slice) -> Path:
 
 @functools.cache
 def _code() -> list[str]:
-    """What makes the step of an experiment: our sources and the packages they use."""
-    package = Path(config.__file__).parent
-    sources = [hashlib.sha256((package / f"{s}.py").read_bytes()).hexdigest() for s in SOURCES]
+    """Return what makes the step of an experiment: our sources, as far as this module imports them,
+    and the versions of the packages they use."""
+    files = import_closure("llama_jax.plan.compile")
+    sources = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     return [*sources, *(f"{name} {version}" for name, version in versions().items())]
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of the PACKAGES that make the step."""
     found = {}
     for name in PACKAGES:
         try:
@@ -138,30 +138,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write(path: Path, answer: Answer) -> None:
+def _write(path: Path, result: CompileResult) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = lzma.compress(json.dumps(dataclasses.asdict(answer)).encode(), preset=1)
+    data = lzma.compress(json.dumps(dataclasses.asdict(result)).encode(), preset=1)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(data)
     os.replace(file.name, path)
 
 
-def _answer(fields: dict[str, Any]) -> Answer:
-    return Program(**fields) if "hlo" in fields else OutOfMemory(**fields)
+def _result(fields: dict[str, Any]) -> CompileResult:
+    return CompiledStep(**fields) if "hlo" in fields else OutOfMemory(**fields)
 
 
 # The process that compiles
 
 
-def _compile_in_child(experiment: Experiment, slice: Slice, watch: Watch) -> Answer:
+def _compile_in_child(
+    experiment: Experiment, target: Slice, on_progress: OnProgress
+) -> CompileResult:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"slice: libtpu, the compiler for {slice.name}, is not installed; "
+            f"slice: libtpu, the compiler for {target.name}, is not installed; "
             "pip install libtpu==0.0.42.1 (no TPU is needed)"
         )
-    request = json.dumps({"experiment": to_json(experiment), "slice": slice.name})
+    request = json.dumps({"experiment": to_json(experiment), "slice": target.name})
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "llama_jax.plan.program"]
+    command = [sys.executable, "-m", "llama_jax.plan.compile"]
     with (
         tempfile.TemporaryFile("w+") as stdin,
         tempfile.TemporaryFile("w+") as stdout,
@@ -173,7 +175,7 @@ def _compile_in_child(experiment: Experiment, slice: Slice, watch: Watch) -> Ans
             command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment
         )
         try:
-            _wait(child, watch)
+            _wait(child, on_progress)
         finally:
             child.kill()
             child.wait()
@@ -182,18 +184,18 @@ def _compile_in_child(experiment: Experiment, slice: Slice, watch: Watch) -> Ans
         reply, noise = stdout.read(), stderr.read()
     if child.returncode < 0:
         raise UserError(
-            f"{slice.name}: the compiler ended on signal {-child.returncode}"
+            f"{target.name}: the compiler ended on signal {-child.returncode}"
             f"{_reason(noise)}; change the mesh, remat or compiler_options of execution"
         )
     if child.returncode != 0:
-        raise UserError(f"{slice.name}: the compiler's process failed{_reason(noise)}")
+        raise UserError(f"{target.name}: the compiler's process failed{_reason(noise)}")
     fields = json.loads(reply.splitlines()[-1])
     if "error" in fields:
         raise UserError(fields["error"])
-    return _answer(fields)
+    return _result(fields)
 
 
-def _wait(child: subprocess.Popen[str], watch: Watch) -> None:
+def _wait(child: subprocess.Popen[str], on_progress: OnProgress) -> None:
     start = time.monotonic()
     while True:
         try:
@@ -201,7 +203,7 @@ def _wait(child: subprocess.Popen[str], watch: Watch) -> None:
             return
         except subprocess.TimeoutExpired:
             seconds = time.monotonic() - start
-            watch(seconds)
+            on_progress(seconds)
             if seconds > TIMEOUT_SECONDS:
                 raise UserError(
                     f"the compiler was stopped after {seconds:,.0f} s without an answer; "
@@ -210,7 +212,7 @@ def _wait(child: subprocess.Popen[str], watch: Watch) -> None:
 
 
 def _reason(noise: str) -> str:
-    """The line of a dying process that says most."""
+    """Return the line of a dying process that says most, as the end of a sentence."""
     lines = [line.strip() for line in noise.splitlines() if line.strip()]
     fatal = [line for line in lines if re.match(r"F\d{4} |F0000|\*\*\* Check fail", line)]
     telling = fatal or [line for line in lines if "rror" in line] or lines
@@ -221,27 +223,27 @@ def _reason(noise: str) -> str:
 
 
 def main() -> None:
-    """Reads a request from stdin, writes an answer, or {"error": a sentence}, to stdout."""
+    """Read a request from stdin, write a result, or {"error": a sentence}, to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # or a compiler would first come to its end
     if sys.platform == "linux":  # end with the parent, which may be killed while this compiles
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     request = json.load(sys.stdin)
     experiment = from_json(request["experiment"])
     try:
-        fields = dataclasses.asdict(_compile(experiment, slices.parse(request["slice"])))
+        fields = dataclasses.asdict(_compile(experiment, parse_slice(request["slice"])))
     except UserError as e:
         fields = {"error": str(e)}
     print(json.dumps(fields))
 
 
-def _compile(experiment: Experiment, slice: Slice) -> Answer:
+def _compile(experiment: Experiment, target: Slice) -> CompileResult:
     import jax
 
     from llama_jax.sharding import make_mesh
     from llama_jax.step import make_train_step, next_token_loss
 
     start = time.monotonic()
-    mesh = make_mesh(experiment.execution.mesh, slices.devices(slice))
+    mesh = make_mesh(experiment.execution.mesh, devices(target))
     with jax.set_mesh(mesh):
         state, batch = _arguments(experiment, mesh)
         loss = next_token_loss(experiment.execution)
@@ -252,12 +254,12 @@ def _compile(experiment: Experiment, slice: Slice) -> Answer:
             if "RESOURCE_EXHAUSTED" in str(e):
                 return _out_of_memory(str(e))
             raise UserError(
-                f"{slice.name}: the compiler refused the step: {str(e).splitlines()[0][:300]}"
+                f"{target.name}: the compiler refused the step: {str(e).splitlines()[0][:300]}"
             ) from e
     forward, backward, sums = _stacked(traced.jaxpr.jaxpr)
     memory = compiled.memory_analysis()
     assert memory
-    return Program(
+    return CompiledStep(
         hlo=compiled.as_text(),
         mesh_axes=dict(zip(mesh.axis_names, mesh.devices.shape, strict=True)),
         weights_bytes=_device_bytes(jax.tree.leaves(state.params)),
@@ -277,8 +279,40 @@ def _compile(experiment: Experiment, slice: Slice) -> Answer:
     )
 
 
+def devices(target: Slice) -> list[Any]:
+    """Return the devices of a slice that need not be there, to compile for. Raise UserError for
+    GPUs, and without libtpu, which aborts the whole process on some errors."""
+    chip, shape = target.chip, target.shape
+    if not chip.dimensions:
+        raise UserError(f"slice: {target.name}: programs are compiled for TPUs only")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no lock: no TPU is touched
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nor is the metadata server of a TPU VM
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    flat = (*shape, 1)[:3]  # libtpu counts three dimensions
+    options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
+    try:
+        topology = topologies.get_topology_desc(
+            platform="tpu",
+            topology_name=f"{chip.name}:{'x'.join(map(str, shape))}",
+            chips_per_host_bounds=(min(flat[0], 2), min(flat[1], 2), 1),
+            wrap=(*chip.wraparound(shape), False)[:3],
+            num_slices=target.num_slices,
+            **options,
+        )
+    except RuntimeError as e:
+        if "TPU support not installed" not in str(e):
+            raise
+        raise UserError(
+            f"slice: libtpu, the compiler for {target.name}, is not installed; "
+            "pip install -r requirements-tpu.txt (no TPU is needed)"
+        ) from e
+    return list(topology.devices)
+
+
 def _arguments(experiment: Experiment, mesh: Any) -> tuple[Any, dict[str, Any]]:
-    """The train step's state and batch, without their numbers."""
+    """Return the train step's state and batch, without their numbers."""
     import jax
     import jax.numpy as jnp
 
@@ -291,13 +325,12 @@ def _arguments(experiment: Experiment, mesh: Any) -> tuple[Any, dict[str, Any]]:
         jnp.int32,
         sharding=batch_sharding(mesh, experiment.execution.mesh, "ABT"),
     )
-    names = ("tokens", "targets", "segments", "positions")
-    return abstract(lambda: init_state(experiment)), dict.fromkeys(names, x_ABT)
+    return abstract(lambda: init_state(experiment)), dict.fromkeys(BATCH_KEYS, x_ABT)
 
 
 def _stacked(jaxpr: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """(what the layers' forward pass keeps, gradients of the layers, sums over micro-batches), as
-    abstract arrays.
+    """Return abstract arrays: (what the layers' forward pass keeps, gradients of the layers, sums
+    over micro-batches).
 
     The layers are the scans that are neither on one device (the loss) nor around others (the
     micro-batches). The backward pass is the one in reverse; what a scan stacks are the outputs
@@ -330,13 +363,14 @@ def _on_host(x: Any) -> bool:
 
 
 def _device_bytes(arrays: list[Any]) -> int:
-    """Of one device's part of them, without the padding of tiles."""
+    """Return the bytes of one device's part of arrays, without the padding of tiles."""
     return sum(x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in arrays)
 
 
 def _device_peak(memory: Any) -> int:
-    """Of HBM, at the most. libtpu's peak is that of the device or of the host, whichever is more;
-    arguments and temporaries together are HBM without any reuse between temporaries."""
+    """Return the HBM that the step needs at the most. libtpu's peak is that of the device or of the
+    host, whichever is more; arguments and temporaries together are HBM without any reuse between
+    temporaries."""
     return min(
         memory.peak_memory_in_bytes,
         memory.argument_size_in_bytes + memory.temp_size_in_bytes,
@@ -344,8 +378,8 @@ def _device_peak(memory: Any) -> int:
 
 
 def _out_of_memory(message: str) -> OutOfMemory:
-    """Reads libtpu's "... required for HLO temporaries (18.59G) exceeds available HBM (15.75G)",
-    or "Used 16.20G of 15.75G hbm"."""
+    """Read libtpu's "... required for HLO temporaries (18.59G) exceeds available HBM (15.75G)", or
+    "Used 16.20G of 15.75G hbm"."""
     match = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
     match = match or re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", message)
     needed, limit = (float(text) * GIB for text in match.groups()) if match else (None, None)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from llama_jax.config import UserError
-from llama_jax.plan.slices import CHIPS, Chip
+from llama_jax.hardware import CHIPS, Chip
 
 DAYS_PER_MONTH = 365.25 / 12
 TRAINING, INFERENCE = 6, 2  # FLOPs a parameter and token
@@ -33,7 +33,7 @@ class Assumptions:
 
 
 SOURCES = {
-    "train_chip": "the LLaMA paper's, A100-80GB; peak and watts: llama_jax/plan/slices.py",
+    "train_chip": "the LLaMA paper's, A100-80GB; peak and watts: llama_jax/hardware.py",
     "serve_chip": "as for training",
     "train_price": "AWS p4de.24xlarge on demand, us-east-1, November 2026, an eighth",
     "serve_price": "as for training",
@@ -48,7 +48,8 @@ SOURCES = {
 
 
 def resolve(given: Assumptions) -> Assumptions:
-    """With the prices that PRICES knows. Raises UserError for an unknown chip."""
+    """Return the assumptions with the prices that PRICES knows. Raise UserError for an unknown
+    chip."""
     for option, name in (("--train-chip", given.train_chip), ("--serve-chip", given.serve_chip)):
         if name not in CHIPS:
             raise UserError(f"{option}: no chip {name!r}; there are {', '.join(CHIPS)}")
@@ -68,7 +69,7 @@ def chip_hours(flops: float, chip: Chip, mfu: float) -> float:
 
 
 def energy_mwh(hours: float, watts: float, pue: float) -> float:
-    """LLaMA paper, section 6: chips alone, and the data centre's overhead."""
+    """Return the energy of chips alone and the data centre's overhead (LLaMA paper, section 6)."""
     return hours * watts * pue / 1e6
 
 
@@ -85,12 +86,13 @@ class Rate:
     decode: float
 
     def served_as_flops(self, prompt_share: float) -> float:
-        """The cost of a FLOP of inference, in FLOPs of training."""
+        """Return the cost of a FLOP of inference, in FLOPs of training."""
         return (prompt_share * self.prefill + (1 - prompt_share) * self.decode) / self.train
 
 
 def rates(a: Assumptions) -> dict[str, Rate]:
-    """By unit: flops, and money (dollars) and energy (MWh) where price and watts are known."""
+    """Return the rates by unit: flops, and money (dollars) and energy (MWh) where price and watts
+    are known."""
     train, serve = CHIPS[a.train_chip], CHIPS[a.serve_chip]
     hours = Rate(
         chip_hours(1, train, a.train_mfu),
@@ -112,8 +114,9 @@ def rates(a: Assumptions) -> dict[str, Rate]:
 
 
 def max_params(a: Assumptions) -> float | None:
-    """Of a model whose weights fit the memory, and are read once a token in time (batch of one;
-    the cache of keys and values is not counted). None: no limit was given."""
+    """Return the size of the largest model whose weights fit the memory, and are read once a
+    token in time (batch of one; the cache of keys and values is not counted). None: no limit was
+    given."""
     limits = []
     if a.max_weights_gb is not None:
         limits.append(a.max_weights_gb * 1e9 / a.bytes_per_param)
@@ -123,7 +126,8 @@ def max_params(a: Assumptions) -> float | None:
 
 
 def ms_per_token(params: float, a: Assumptions) -> float:
-    """At least, for a batch of one on one chip: weights are read once a token."""
+    """Return the least milliseconds per token, for a batch of one on one chip: weights are read
+    once a token."""
     return 1e3 * params * a.bytes_per_param / _bandwidth(a)
 
 

@@ -11,12 +11,12 @@ from rich.table import Table
 
 from llama_jax.config import UserError
 from llama_jax.data import store
-from llama_jax.plan import program, search
+from llama_jax.hardware import Slice
+from llama_jax.plan import search
+from llama_jax.plan.compile import cached
 from llama_jax.plan.report import make_plan
-from llama_jax.plan.slices import Slice
-from llama_jax.progress import duration
-from llama_jax.scaling.decision import quantity
-from llama_jax.scaling.sweep import Run, State, state
+from llama_jax.progress import duration, quantity
+from llama_jax.sweeps.sweep import Run, State, state
 
 REFRESH_SECONDS = 5.0
 SECONDS_BETWEEN_LINES = 15.0
@@ -24,7 +24,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Of a whole run; as intervals (low, high) if there are two estimates."""
+    """Time and cost of a whole run, as intervals (low, high) if there are two estimates."""
 
     seconds: tuple[float, float]
     cost: tuple[float, float] | None = None  # dollars
@@ -32,6 +32,7 @@ class Prediction:
     mfu: tuple[float, float] | None = None
 
     def part(self, share: float) -> "Prediction":
+        """Return the prediction for a share of the run."""
         seconds, cost = (
             found and (found[0] * share, found[1] * share) for found in (self.seconds, self.cost)
         )
@@ -41,24 +42,25 @@ class Prediction:
 NO_MESH, NO_ROOM = "no mesh", "does not fit"
 
 
-def on_slice(run: Run, slice: Slice, price: float | None) -> Prediction | str | None:
-    """By what plan has compiled, else by its arithmetic; why not, if the slice will not do; None if
-    the time is unknown."""
-    placed = search.nearest(run.experiment, slice)
+def on_slice(run: Run, target: Slice, price: float | None) -> Prediction | str | None:
+    """Return a prediction by what plan has compiled, else by its arithmetic; why not, if the slice
+    will not do; None if the time is unknown."""
+    placed = search.nearest(run.experiment, target)
     if placed is None:
         return NO_MESH
-    answer = program.cached(placed, slice) if slice.chip.dimensions else None
-    plan = make_plan(run.name, placed, slice, answer, price)
+    result = cached(placed, target) if target.chip.dimensions else None
+    plan = make_plan(run.name, placed, target, result, price)
     if not plan.fits:
         return NO_ROOM
     if plan.days is None:
         return None
     low, high = plan.days
-    return Prediction((low * 86400, high * 86400), plan.cost, answer is not None, plan.mfu)
+    return Prediction((low * 86400, high * 86400), plan.cost, result is not None, plan.mfu)
 
 
 def as_before(run: Run, runs: list[Run], states: list[State]) -> Prediction | None:
-    """By the FLOP/s of the sweep's run with the nearest size that has begun, here or elsewhere."""
+    """Return the time predicted from the throughput of the started run nearest in size, started
+    here or elsewhere."""
     begun = [
         (abs(other.params - run.params), found.tokens_per_second * other.full_flops / other.tokens)
         for other, found in zip(runs, states, strict=True)
@@ -71,19 +73,24 @@ def as_before(run: Run, runs: list[Run], states: list[State]) -> Prediction | No
 
 
 def share_left(run: Run, found: State) -> float:
-    """Of its steps; none of what is finished, and none of what failed, which nobody works on."""
+    """Return the share of the run's steps that is left; none of what is finished, and none of what
+    failed, which nobody works on."""
     if found.status in ("finished", "failed"):
         return 0.0
     return 1 - found.step / run.experiment.run.num_steps
 
 
-def print_plan(runs: list[Run], slice: Slice | None, price: float | None) -> None:
-    """slice: None predicts by what has run of the sweep. price: of one chip for one hour."""
+def print_plan(runs: list[Run], target: Slice | None, price: float | None) -> None:
+    """Print the runs of a sweep, what is done of them, and what they will take.
+
+    target: the slice to predict for; None predicts by what has run of the sweep. price: dollars for
+    one chip and hour.
+    """
     states = [state(run) for run in runs]
     columns = ["run", "N", "(no emb.)", "D", "D/N", "6ND", "full", "steps", "time"]
     table = Table(*columns, *(["cost, dollars"] if price is not None else []), "state", box=SIMPLE)
     predictions = [
-        on_slice(run, slice, price) if slice else as_before(run, runs, states) for run in runs
+        on_slice(run, target, price) if target else as_before(run, runs, states) for run in runs
     ]
     for run, found, predicted in zip(runs, states, predictions, strict=True):
         table.add_row(
@@ -120,8 +127,8 @@ def print_plan(runs: list[Run], slice: Slice | None, price: float | None) -> Non
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 140)  # the table says too much for 80 columns
     console.print(table)
-    if slice:
-        console.print(f"time and cost: estimates for {slice.name}, {_basis(predictions)}")
+    if target:
+        console.print(f"time and cost: estimates for {target.name}, {_basis(predictions)}")
     elif None in predictions:
         console.print("time: unknown until a run has begun; --slice estimates it for a TPU or GPU")
     else:
@@ -133,7 +140,8 @@ def print_plan(runs: list[Run], slice: Slice | None, price: float | None) -> Non
 
 
 def repeated_text(runs: list[Run]) -> Iterator[str]:
-    """Laws hold for a single epoch: which runs read a source more than once, if that is known."""
+    """Yield which runs read a source more than once, if that is known: laws hold for a single
+    epoch."""
     for run in runs:
         data = run.experiment.data
         try:
@@ -147,7 +155,7 @@ def repeated_text(runs: list[Run]) -> Iterator[str]:
 
 
 def _time_and_cost(predicted: Prediction | str | None, price: float | None) -> list[str]:
-    """Cells."""
+    """Return the table cells for time and, if priced, cost."""
     if not isinstance(predicted, Prediction):
         return [predicted or "?", *([] if price is None else ["-" if predicted else "?"])]
     cells = [" to ".join(dict.fromkeys(map(duration, predicted.seconds)))]
@@ -159,7 +167,8 @@ def _time_and_cost(predicted: Prediction | str | None, price: float | None) -> l
 def _total_time_and_cost(
     parts: list[tuple[Prediction | str | None, float]], price: float | None
 ) -> list[str]:
-    """Cells, of such shares of runs one after another; without those that the slice will not do."""
+    """Return the same cells for such shares of runs, one after another; without those that the
+    slice will not do."""
     if any(predicted is None for predicted, _ in parts):
         return _time_and_cost(None, price)
     known = [p.part(share) for p, share in parts if isinstance(p, Prediction)]
@@ -175,7 +184,7 @@ def _dollars(cost: float) -> str:
 
 
 def _basis(predictions: list[Prediction | str | None]) -> str:
-    """What the estimates of a slice rest on, and what they leave out."""
+    """Return what the estimates of a slice rest on, and what they leave out."""
     known = [p for p in predictions if isinstance(p, Prediction)]
     words = ["one run after another"]
     for compiled, by in (
@@ -250,7 +259,7 @@ class Board:
         return "  ".join(filter(None, (found.status, *figures)))
 
     def left(self) -> str:
-        """For what is neither finished nor failed, one run after another."""
+        """Return the time left for what is neither finished nor failed, one run after another."""
         seconds = 0.0
         for run, found in zip(self.runs, self.states, strict=True):
             share = share_left(run, found)

@@ -8,15 +8,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from llama_jax.scaling.decision import Decision, Figure, option, quantity
+from llama_jax.progress import quantity
+from llama_jax.scaling.budget import Decision, Figure, option
+from llama_jax.scaling.costs import SOURCES, Assumptions, resolve
 from llama_jax.scaling.fit import LEVEL, Approach, Fit, interval, ranges
 from llama_jax.scaling.law import NAMES
-from llama_jax.scaling.serving import SOURCES, Assumptions, resolve
 
 METHODS = {1: "envelope of curves", 2: "IsoFLOP parabolas", 3: "parametric law"}
 
 
 def print_fit(fit: Fit) -> None:
+    """Print the exponents of each approach, the law, and what follows for larger budgets."""
     console = Console()
     console.print(
         f"{fit.table}: {len(fit.points)} runs, {len(np.unique(fit.points.size))} sizes of model; "
@@ -42,8 +44,8 @@ def print_fit(fit: Fit) -> None:
         table.add_row(name, form.format(getattr(fit.law, name)), _range(low, high, form))
     console.print(table)
     console.print(
-        f"Huber objective {fit.objective:.6e}; a fit without the dearest fifth of the runs "
-        f"predicts their loss to {fit.dearest_error:.2%}",
+        f"Huber objective {fit.objective:.6e}; a fit without the fifth of the runs with most "
+        f"FLOPs predicts their loss to {fit.extrapolation_error:.2%}",
         highlight=False,
         soft_wrap=True,
     )
@@ -57,7 +59,7 @@ def print_fit(fit: Fit) -> None:
 
 
 def _optima(fit: Fit) -> Table:
-    """For FLOPs from the table's largest on: N_opt, D_opt and tokens per parameter."""
+    """Return, for FLOPs from the table's largest on: N_opt, D_opt and tokens per parameter."""
     table = Table("C", "approach", "N_opt", "interval", "D_opt", "D/N", "beyond the runs")
     fitted = ranges(fit.points)
     for flops in fit.points.flops.max() * 10.0 ** np.arange(0, 5, 2):
@@ -85,7 +87,7 @@ def _leave_out(approach: Approach) -> str:
 
 
 def _beyond(values: dict[str, float], fitted: dict[str, tuple[float, float]]) -> str:
-    """Those of N, D, C and D/N that lie outside the fitted runs, and by what factor."""
+    """Return those of N, D, C and D/N that lie outside the fitted runs, and by what factor."""
     found = []
     for name, value in values.items():
         least, most = fitted[QUANTITIES[name]]
@@ -105,6 +107,7 @@ def _range(low: float, high: float, form: str) -> str:
 
 
 def print_decision(decision: Decision) -> None:
+    """Print the choices side by side, where LLaMA stands, and every assumption with its source."""
     console = Console()
     kind, value = decision.target
     console.print(
@@ -222,7 +225,7 @@ def _percent(share: float) -> str:
 
 
 def as_json(value: dict) -> str:
-    """What JSON cannot say, NaN and infinity, as null."""
+    """Return JSON in which NaN and infinity, which it cannot say, are null."""
 
     def plain(value):
         if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""One run of a sweep, in a process of its own: python -m llama_jax.scaling.worker < request.
+"""One run of a sweep, in a process of its own: python -m llama_jax.sweeps.worker < request.
 
-It holds its parent's claim on the directory, and so ends when it loses that, or its parent.
+It renews its parent's lease on the directory, and so ends when it loses that, or its parent.
 """
 
 import contextlib
@@ -21,32 +21,31 @@ from etils import epath
 from llama_jax.config import Experiment
 from llama_jax.experiment import from_json, to_json
 from llama_jax.run.workdir import finished_file, log_file, write_whole
-from llama_jax.scaling import claims
-from llama_jax.scaling.claims import Claim
+from llama_jax.sweeps.lease import LOST, Lease, hold
 
 SECONDS_BETWEEN = 1.0
 
 
 def run(
     experiment: Experiment,
-    claim: Claim,
-    claimed: float,
+    lease: Lease,
+    leased: float,
     to_prepare: bool,
     wait: Callable[[], None],
 ) -> str | None:
-    """Trains in the claim's directory, or prepares the experiment's token store: why that failed,
-    empty if it did not, None if the claim was lost. What it printed goes to log.txt there.
+    """Train in the lease's directory, or prepare the experiment's token store. Return why that
+    failed, empty if it did not, None if the lease was lost. What it printed goes to log.txt there.
 
-    claimed: time.monotonic() before the claim was written. wait: called every SECONDS_BETWEEN.
+    leased: time.monotonic() before the lease was written. wait: called every SECONDS_BETWEEN.
     """
     request = {
         "experiment": to_json(experiment),
-        "claim": str(claim.path),
-        "claimed": claimed,
+        "lease": str(lease.path),
+        "leased": leased,
         "parent": os.getpid(),
         "to_prepare": to_prepare,
     }
-    command = [sys.executable, "-m", "llama_jax.scaling.worker"]
+    command = [sys.executable, "-m", "llama_jax.sweeps.worker"]
     with (
         tempfile.TemporaryFile("w+") as stdin,
         tempfile.TemporaryFile("w+", errors="replace") as log,
@@ -64,8 +63,8 @@ def run(
             child.wait()
             log.seek(0)
             printed = log.read()
-            log_file(claim.path.parent).write_text(printed)
-    if child.returncode == claims.LOST:
+            log_file(lease.path.parent).write_text(printed)
+    if child.returncode == LOST:
         return None
     if child.returncode < 0:
         return f"ended by {signal.Signals(-child.returncode).name}"
@@ -74,11 +73,12 @@ def run(
 
 
 def main() -> None:
+    """Do what the request on stdin says, in this process."""
     request = json.load(sys.stdin)
     experiment = from_json(request["experiment"])
-    claim = Claim(epath.Path(request["claim"]))
-    arguments = (claim, request["claimed"], request["parent"])
-    threading.Thread(target=claims.hold, args=arguments, daemon=True).start()
+    lease = Lease(epath.Path(request["lease"]))
+    arguments = (lease, request["leased"], request["parent"])
+    threading.Thread(target=hold, args=arguments, daemon=True).start()
     if request["to_prepare"]:
         from llama_jax.data.prepare import prepare
 
@@ -86,7 +86,7 @@ def main() -> None:
         return
     from llama_jax.train import train
 
-    directory = claim.path.parent
+    directory = lease.path.parent
     began = time.monotonic()
     train(experiment, directory, accept_changes=False)
     record = {
@@ -98,7 +98,8 @@ def main() -> None:
 
 
 def revision() -> str:
-    """Of the git checkout that this code is from, with + if it was changed since; empty if none."""
+    """Return the commit of the checkout that this code is from, with + if it was changed since;
+    empty if there is none."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
         done = subprocess.run(

@@ -1,17 +1,18 @@
-"""Slices of chips to plan a run for, by name: v5e:8x8, 2xv5e:16x16 (two slices), h100:64."""
+"""TPU and GPU chips, their hosts, and slices of them by name: v5e:8x8, 2xv5e:16x16, h100:64.
+
+Every figure has its source beside it or in the comment above the chips. Imports no jax.
+"""
 
 import dataclasses
 import math
-import os
 import re
-from typing import Any
 
 from llama_jax.config import UserError
-from llama_jax.flops import PEAK_FLOPS
 
 GIB = 2**30
 POD_SIDE = 16  # of v5e and v6e, whose links close the torus only along a side of the whole pod
 CUBE_SIDE = 4  # of v4, v5p and tpu7x, whose pods are made of cubes of 4x4x4 with optical switches
+HOST_BANDWIDTH = 16e9  # bytes/s of a chip, each way: jax-ml.github.io/scaling-book, PCIe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,10 @@ class Chip:
 
     name: str
     device_kind: str  # jax's
+    peak_flops: float  # dense bf16 FLOP/s
     hbm_bytes: float  # that a program can use
     hbm_bandwidth: float  # bytes/s
+    host_bytes: float = math.inf  # a whole chip's share of its host's memory; inf: not known
     link_bandwidth: float  # bytes/s both ways: of a torus axis, or of a GPU's NVLinks together
     network_bandwidth: float  # bytes/s that one device sends to other slices or nodes
     watts: float | None = None  # of a whole chip; None: no public figure
@@ -30,14 +33,11 @@ class Chip:
     node_size: int = 0  # GPUs in a node
     devices_per_chip: int = 1
     attention_efficiency: float = 0.5  # share of the peak that the kernel is assumed to reach
-
-    @property
-    def peak_flops(self) -> float:
-        """bf16 FLOP/s. The table has tpu7x's by the chip."""
-        return PEAK_FLOPS[self.device_kind] / self.devices_per_chip
+    has_cycles: bool = True  # whether compiled programs name the cycles of their operations
+    calibrated: bool = False  # whether plan/estimate.py was fitted to published runs on it
 
     def wraparound(self, shape: tuple[int, ...]) -> tuple[bool, ...]:
-        """Whether the links of a slice close to a ring along each of its dimensions."""
+        """Return, for each dimension of a slice, whether its links close to a ring there."""
         if self.dimensions == 2:
             return tuple(size == POD_SIDE for size in shape)
         return (all(size % CUBE_SIDE == 0 for size in shape),) * len(shape)
@@ -45,8 +45,9 @@ class Chip:
 
 # hbm_bandwidth and network_bandwidth: cloud.google.com/tpu/docs/<chip>, of the pod's network the
 # share of one chip. hbm_bytes: what libtpu 0.0.42.1 leaves to a program, in its message to one that
-# is too large. clock: the peak over the FLOPs of a cycle (2^18 on v4 and v5p, 2^17 on v5e, 2^19 on
-# v6e and tpu7x); the cycles that libtpu expects of large matmuls are 2-44% more. link_bandwidth:
+# is too large. host_bytes: cloud.google.com/tpu/docs, machine types with four chips. clock: the
+# peak over the FLOPs of a cycle (2^18 on v4 and v5p, 2^17 on v5e, 2^19 on v6e and tpu7x); the
+# cycles that libtpu expects of large matmuls are 2-44% more. link_bandwidth:
 # jax-ml.github.io/scaling-book, chapter TPUs; that of v4, and 90% of the nominal figure of others.
 # attention_efficiency: assumed; less on v6e and tpu7x, whose matrix units of 256x256 are half empty
 # with heads of 128.
@@ -54,39 +55,50 @@ _TPUS = (
     Chip(
         name="v4",
         device_kind="TPU v4",
+        peak_flops=275e12,  # cloud.google.com/tpu/docs/v4
         hbm_bytes=30.75 * GIB,
         hbm_bandwidth=1.2e12,
+        host_bytes=407e9 / 4,
         link_bandwidth=9e10,
         network_bandwidth=6.25e9,  # scaling book: 25 GB/s of a host with 4 chips
         watts=170,  # the mean measured; minimum 90, maximum 192 (cloud.google.com/tpu/docs/v4)
         clock=1.05e9,
         dimensions=3,
+        calibrated=True,
     ),
     Chip(
         name="v5e",
         device_kind="TPU v5 lite",
+        peak_flops=197e12,  # cloud.google.com/tpu/docs/v5e
         hbm_bytes=15.75 * GIB,
         hbm_bandwidth=8.19e11,
+        host_bytes=192e9 / 4,
         link_bandwidth=9e10,
         network_bandwidth=3.125e9,  # 6.4 Tbit/s of a pod of 256
         clock=1.5e9,
         dimensions=2,
+        calibrated=True,
     ),
     Chip(
         name="v5p",
         device_kind="TPU v5",
+        peak_flops=459e12,  # cloud.google.com/tpu/docs/v5p
         hbm_bytes=95.74 * GIB,
         hbm_bandwidth=2.765e12,
+        host_bytes=448e9 / 4,
         link_bandwidth=1.8e11,
         network_bandwidth=6.25e9,
         clock=1.75e9,
         dimensions=3,
+        calibrated=True,
     ),
     Chip(
         name="v6e",
         device_kind="TPU v6 lite",
+        peak_flops=918e12,  # cloud.google.com/tpu/docs/v6e
         hbm_bytes=31.25 * GIB,
         hbm_bandwidth=1.638e12,
+        host_bytes=720e9 / 4,
         link_bandwidth=1.8e11,
         network_bandwidth=12.5e9,
         clock=1.75e9,
@@ -96,6 +108,7 @@ _TPUS = (
     Chip(
         name="tpu7x",
         device_kind="TPU7x",
+        peak_flops=2307e12 / 2,  # cloud.google.com/tpu/docs/tpu7x
         hbm_bytes=94.75 * GIB,
         hbm_bandwidth=7.38e12 / 2,
         link_bandwidth=1.8e11 / 2,  # assumed: v5p's, as the nominal 1200 GB/s, for two devices
@@ -104,14 +117,17 @@ _TPUS = (
         dimensions=3,
         devices_per_chip=2,
         attention_efficiency=0.28,
+        has_cycles=False,  # under libtpu 0.0.42.1
     ),
 )
-# For arithmetic only: data sheets of the SXM modules, HBM without what driver and XLA reserve.
-# network_bandwidth: assumed, the network card that each GPU of a DGX A100, H100 and H200 has.
+# For the analytic estimate only: data sheets of the SXM modules, HBM without what driver and XLA
+# reserve. network_bandwidth: assumed, the network card that each GPU of a DGX A100, H100 and H200
+# has.
 _GPUS = (
     Chip(
         name="a100",
         device_kind="NVIDIA A100-SXM4-80GB",
+        peak_flops=312e12,  # NVIDIA A100 data sheet
         hbm_bytes=80e9,
         hbm_bandwidth=2.039e12,
         link_bandwidth=6e11,
@@ -122,6 +138,7 @@ _GPUS = (
     Chip(
         name="h100",
         device_kind="NVIDIA H100 80GB HBM3",
+        peak_flops=989e12,  # NVIDIA H100 data sheet, SXM
         hbm_bytes=80e9,
         hbm_bandwidth=3.35e12,
         link_bandwidth=9e11,
@@ -132,6 +149,7 @@ _GPUS = (
     Chip(
         name="h200",
         device_kind="NVIDIA H200",
+        peak_flops=989e12,  # NVIDIA H200 data sheet, SXM
         hbm_bytes=141e9,
         hbm_bandwidth=4.8e12,
         link_bandwidth=9e11,
@@ -141,6 +159,7 @@ _GPUS = (
     ),
 )
 CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
+CHIP_OF_KIND = {chip.device_kind: chip for chip in CHIPS.values()}
 ALIASES = "v5litepod is v5e, trillium is v6e, v7 and ironwood are tpu7x"
 
 # cloud.google.com/tpu/docs/v5e and v6e.
@@ -171,8 +190,8 @@ class Slice:
         return self.num_chips * self.chip.devices_per_chip
 
 
-def parse(text: str) -> Slice:
-    """Reads "v5p:4x4x8", "2xv5e:16x16" or "h100:64". Raises UserError."""
+def parse_slice(text: str) -> Slice:
+    """Read "v5p:4x4x8", "2xv5e:16x16" or "h100:64". Raise UserError for what is no slice."""
     match = re.fullmatch(r"(?:([1-9]\d*)x)?(\w+):([1-9]\d*(?:x[1-9]\d*)*)", text)
     if not match:
         raise UserError(
@@ -210,37 +229,3 @@ def _accepted(chip: Chip) -> str:
 
 def _text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def devices(slice: Slice) -> list[Any]:
-    """The devices of a slice that need not be there, to compile for. Raises UserError.
-
-    Imports jax; libtpu aborts the whole process on some errors.
-    """
-    chip, shape = slice.chip, slice.shape
-    if not chip.dimensions:
-        raise UserError(f"slice: {slice.name}: programs are compiled for TPUs only")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no lock: no TPU is touched
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # nor is the metadata server of a TPU VM
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    from jax.experimental import topologies
-
-    flat = (*shape, 1)[:3]  # libtpu counts three dimensions
-    options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
-    try:
-        topology = topologies.get_topology_desc(
-            platform="tpu",
-            topology_name=f"{chip.name}:{_text(shape)}",
-            chips_per_host_bounds=(min(flat[0], 2), min(flat[1], 2), 1),
-            wrap=(*chip.wraparound(shape), False)[:3],
-            num_slices=slice.num_slices,
-            **options,
-        )
-    except RuntimeError as e:
-        if "TPU support not installed" not in str(e):
-            raise
-        raise UserError(
-            f"slice: libtpu, the compiler for {slice.name}, is not installed; "
-            "pip install -r requirements-tpu.txt (no TPU is needed)"
-        ) from e
-    return list(topology.devices)

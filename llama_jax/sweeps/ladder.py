@@ -1,4 +1,4 @@
-"""What the experiments of a sweep have in common: schedules matched to their length, sizes.
+"""A ladder of model sizes, and schedules matched to the length of a run: to write sweeps with.
 
 Hoffmann et al., arXiv 2203.15556: a cosine that is longer than the run by a quarter shows in the
 loss (figure A1), so that only the end of a run whose cosine ends there counts.
@@ -8,8 +8,6 @@ import dataclasses
 
 from llama_jax.config import Experiment, ModelConfig
 from llama_jax.flops import num_params
-
-WARMUP_SHARE = 0.05  # of the steps
 
 # Layers, width and heads of some of Hoffmann's models (Table A9), which count 32k embeddings once.
 LADDER = {
@@ -31,22 +29,25 @@ LADDER = {
 }
 
 
-def matched(base: Experiment, model: ModelConfig, tokens: float, evaluations: int) -> Experiment:
-    """base with another model, trained on `tokens` to the next step, its cosine ending there.
+def matched(
+    base: Experiment, model: ModelConfig, tokens: float, *, evaluations: int, warmup_share: float
+) -> Experiment:
+    """Return base with another model, trained on `tokens` to the next step, where its cosine ends.
 
     The held-out loss is taken, and a checkpoint written, at `evaluations` evenly spaced steps.
+    warmup_share: of the steps.
     """
     steps = max(2, round(tokens / (base.data.batch_size * base.data.seq_len)))
     every = -(-steps // evaluations)
     return dataclasses.replace(
         base,
         model=model,
-        optimizer=dataclasses.replace(base.optimizer, warmup_steps=int(WARMUP_SHARE * steps)),
+        optimizer=dataclasses.replace(base.optimizer, warmup_steps=int(warmup_share * steps)),
         run=dataclasses.replace(base.run, num_steps=steps),
         upkeep=dataclasses.replace(base.upkeep, eval_every=every, checkpoint_every=every),
     )
 
 
 def tokens_for(model: ModelConfig, flops: float) -> float:
-    """D of C = 6ND, embeddings counted."""
+    """Return D of C = 6ND, embeddings counted."""
     return flops / (6 * num_params(model))

@@ -1,7 +1,7 @@
 """A sweep: the experiments of a file, each trained once, and the table of their losses.
 
     WORKDIR/HASH/         the workdir of the experiment with that hash, as of llama-jax train
-    WORKDIR/HASH/*.claim  who trains it now, see claims.py
+    WORKDIR/HASH/*.lease  who trains it now, see lease.py
     WORKDIR/HASH/finished.json, failed.json, log.txt
     WORKDIR/results.csv   a row for each evaluation of each finished experiment
 
@@ -26,7 +26,8 @@ from llama_jax.experiment import execute, identity, override, validate
 from llama_jax.flops import model_flops_per_token, num_params
 from llama_jax.run.metrics import read_metrics
 from llama_jax.run.workdir import failed_file, finished_file, metrics_file, write_whole
-from llama_jax.scaling import claims, worker
+from llama_jax.sweeps import worker
+from llama_jax.sweeps.lease import held, leases, living
 
 POLL_SECONDS = 1.0
 
@@ -56,19 +57,20 @@ class Run:
 
     @property
     def flops(self) -> int:
-        """6ND, with embeddings."""
+        """Return 6ND, with embeddings."""
         return 6 * self.params * self.tokens
 
     @property
     def full_flops(self) -> int:
-        """By the full count: attention, and of the embeddings only what is multiplied."""
+        """Return the full count: attention, and of the embeddings only what is multiplied."""
         data = self.experiment.data
         return model_flops_per_token(self.experiment.model, data.seq_len) * self.tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """status: waiting, running, unfinished (nobody works on it), failed or finished."""
+    """What is known of a run. status: waiting, running, unfinished (nobody works on it), failed or
+    finished."""
 
     status: str
     step: int = 0
@@ -78,9 +80,9 @@ class State:
 
 
 def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
-    """The validated experiments that get_sweep() of the file at `path` returns, by name.
+    """Return the validated experiments that get_sweep() of the file at `path` returns, by name.
 
-    overrides: "section.field=value" strings, for every one. Raises UserError.
+    overrides: "section.field=value" strings, for every one. Raise UserError for what is no sweep.
     """
     module = execute(path)
     if not hasattr(module, "get_sweep"):
@@ -120,6 +122,7 @@ def failed(run: Run) -> bool:
 
 
 def state(run: Run) -> State:
+    """Return what a run's directory says of it."""
     rows = _metrics(run)
     known = {}
     if rows:
@@ -132,9 +135,9 @@ def state(run: Run) -> State:
         }
     if finished(run):
         return State("finished", **known)
-    living = claims.living(claims.claims(run.directory), time.time())
-    if living:
-        return State("running", **known, note=living[0].owner)
+    holders = living(leases(run.directory), time.time())
+    if holders:
+        return State("running", **known, note=holders[0].owner)
     if failed(run):
         return State("failed", **known, note=_reason(run))
     return State("unfinished" if rows else "waiting", **known)
@@ -156,50 +159,52 @@ def work(
     workdir: epath.Path,
     shard: tuple[int, int],
     expiry: float,
-    watch: Callable[[Run | None], None],
+    on_progress: Callable[[Run | None], None],
 ) -> None:
-    """Trains all that is neither finished nor failed, one at a time; waits for what others train.
+    """Train all that is neither finished nor failed, one at a time; wait for what others train.
 
     shard: (i, n) begins with every nth run from the ith, so that machines rarely want the same.
-    expiry: of claims, in seconds. watch: called again and again with the run in hand, if any.
+    expiry: of leases, in seconds. on_progress: called about once a second with the run in hand, if
+    any.
     """
-    _prepare(runs, workdir, expiry, watch)
+    _prepare(runs, workdir, expiry, on_progress)
     write_results(runs, workdir)
     i, n = shard
     order = runs[i::n] + [run for k, run in enumerate(runs) if k % n != i]
     while left := [run for run in order if not finished(run) and not failed(run)]:
-        if not any(_train(run, runs, workdir, expiry, watch) for run in left):
-            _wait(watch)
+        if not any(_train(run, runs, workdir, expiry, on_progress) for run in left):
+            _wait(on_progress)
 
 
 def retry(runs: list[Run]) -> None:
-    """Forgets what failed."""
+    """Forget what failed."""
     for run in runs:
         failed_file(run.directory).unlink(missing_ok=True)
 
 
-def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, watch) -> None:
-    """Token stores that are missing. Raises UserError if one cannot be made."""
+def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, on_progress) -> None:
+    """Make the token stores that are missing. Raise UserError if one cannot be made."""
     for run in runs:
         while not store.exists(run.experiment.data):
-            claimed = time.monotonic()
-            with claims.held(workdir / "prepare", expiry) as claim:
-                if claim is not None and not store.exists(run.experiment.data):
-                    wait = functools.partial(watch, None)
-                    reason = worker.run(run.experiment, claim, claimed, True, wait)
+            leased = time.monotonic()
+            with held(workdir / "prepare", expiry) as lease:
+                if lease is not None and not store.exists(run.experiment.data):
+                    wait = functools.partial(on_progress, None)
+                    reason = worker.run(run.experiment, lease, leased, True, wait)
                     if reason:
                         raise UserError(f"{run.name}: no token store: {reason}")
-            _wait(watch)
+            _wait(on_progress)
 
 
-def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, watch) -> bool:
-    """Whether it was ours to do, and came to an end."""
-    claimed = time.monotonic()
-    with claims.held(run.directory, expiry) as claim:
-        if claim is None or finished(run) or failed(run):
+def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, on_progress) -> bool:
+    """Train a run unless another process does; return whether it was ours to do and came to an
+    end."""
+    leased = time.monotonic()
+    with held(run.directory, expiry) as lease:
+        if lease is None or finished(run) or failed(run):
             return False
-        wait = functools.partial(watch, run)
-        reason = worker.run(run.experiment, claim, claimed, False, wait)
+        wait = functools.partial(on_progress, run)
+        reason = worker.run(run.experiment, lease, leased, False, wait)
         if reason is None:
             return False
         if reason:
@@ -208,9 +213,9 @@ def _train(run: Run, runs: list[Run], workdir: epath.Path, expiry: float, watch)
     return True
 
 
-def _wait(watch) -> None:
-    """For others; not in step with them."""
-    watch(None)
+def _wait(on_progress) -> None:
+    """Wait for others, but not in step with them."""
+    on_progress(None)
     time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
 
 
@@ -218,7 +223,7 @@ def _wait(watch) -> None:
 
 
 def rows(run: Run) -> list[dict]:
-    """A row for each evaluation of a finished run, by column."""
+    """Return a row for each evaluation of a finished run, by column."""
     record = json.loads(finished_file(run.directory).read_text())
     found, rates = [], []
     share = 1 / run.experiment.run.num_steps
@@ -253,7 +258,7 @@ def rows(run: Run) -> list[dict]:
 
 
 def write_results(runs: list[Run], workdir: epath.Path) -> None:
-    """results.csv anew, of all that is finished."""
+    """Write results.csv, of all that is finished."""
     written = None
     # Another process may finish a run, and write, between our reading and our writing.
     while written != (done := [run for run in runs if finished(run)]):

@@ -4,20 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_jax.config import UserError
+from llama_jax.hardware import GIB
 from llama_jax.plan.report import Plan
-from llama_jax.plan.slices import GIB
 
 SUFFIXES = (".png", ".svg")
 
 
 def check_name(path: Path) -> None:
-    """Raises UserError for a name that draw cannot write to; before the minutes of a compile."""
+    """Raise UserError for a name that `draw` cannot write to; before the minutes of a compile."""
     if path.suffix not in SUFFIXES:
         raise UserError(f"--figure: got {str(path)!r}, expected a name in {' or '.join(SUFFIXES)}")
 
 
 def draw(plans: Sequence[Plan], path: Path) -> None:
-    """Writes the picture. Raises UserError if the file cannot be written."""
+    """Write the picture. Raise UserError if the file cannot be written."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,7 +45,7 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
 
 
 def _bars(axes, rows: list[dict[str, float]]) -> None:
-    """Stacked, one a row; the legend is above."""
+    """Draw stacked bars, one a row; the legend is above."""
     left = [0.0] * len(rows)
     for name in dict.fromkeys(name for row in rows for name in row):
         widths = [row.get(name, 0.0) for row in rows]

@@ -5,27 +5,22 @@ shapes alone: see the bands in tests/test_plan.py.
 """
 
 import dataclasses
-import math
 
-from llama_jax.config import REMAT_POLICIES, Experiment, ModelConfig
+from llama_jax.config import LOSS_CHUNK, REMAT_POLICIES, Experiment, ModelConfig
 from llama_jax.flops import model_flops_per_token, num_matmul_params, num_params
-from llama_jax.plan.slices import Slice
+from llama_jax.hardware import HOST_BANDWIDTH, Slice
 
 FP32, BF16 = 4, 2  # bytes
-LOSS_CHUNK = 512  # tokens whose logits exist at a time, see loss.py
 # As the compiler has it for 7B on v5e:8x8, where this misses its step by 2%.
 MATMUL_EFFICIENCY = 0.8  # share of the peak
 OTHER_COMPUTE = 0.08  # norms, rotations and casts, as a share of the matmuls
-HIDDEN = 0.85  # share of gathers that runs beside computation; sums of gradients do not
-# Memory of a host / its chips, bytes: cloud.google.com/tpu/docs, machine types with four chips.
-HOST_BYTES = {"v4": 407e9 / 4, "v5e": 192e9 / 4, "v5p": 448e9 / 4, "v6e": 720e9 / 4}
-HOST_BANDWIDTH = 16e9  # bytes/s of a chip, each way: jax-ml.github.io/scaling-book, PCIe
+GATHER_OVERLAP = 0.85  # share of all-gather time hidden behind compute; sums hide none
 HOST_SHARE = 0.5  # of the host's memory, that activations may take beside data and checkpoints
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arithmetic:
-    """Of one device and one step."""
+class AnalyticEstimate:
+    """Analytic memory and time of one device for one step."""
 
     weights_bytes: int
     optimizer_bytes: int
@@ -51,7 +46,8 @@ class Arithmetic:
         return sum(self.breakdown.values())
 
 
-def work_out(experiment: Experiment, slice: Slice) -> Arithmetic:
+def estimate_analytically(experiment: Experiment, target: Slice) -> AnalyticEstimate:
+    """Return the memory and time of a step on a slice, by its shapes alone."""
     model, execution = experiment.model, experiment.execution
     params = _device_params(experiment)
     kept, offloaded = _kept_per_token(experiment)
@@ -59,7 +55,7 @@ def work_out(experiment: Experiment, slice: Slice) -> Arithmetic:
     compute = BF16 if model.compute_dtype == "bfloat16" else FP32
     sums = BF16 if experiment.run.gradient_dtype == "bfloat16" else FP32
     executed = _executed_flops(experiment)
-    return Arithmetic(
+    return AnalyticEstimate(
         weights_bytes=FP32 * params,
         optimizer_bytes=2 * FP32 * params,
         # The layers' gradients of one micro-batch, and the sum over micro-batches.
@@ -68,24 +64,24 @@ def work_out(experiment: Experiment, slice: Slice) -> Arithmetic:
         offloaded_bytes=model.num_layers * tokens * offloaded,
         buffers_bytes=_buffers(experiment),
         executed_flops=executed,
-        breakdown=_seconds(experiment, slice, executed, model.num_layers * tokens * offloaded),
+        breakdown=_seconds(experiment, target, executed, model.num_layers * tokens * offloaded),
     )
 
 
 def host_seconds(offloaded_bytes: float, micro_batches: int, compute_seconds: float) -> float:
-    """Exposed, of a step: activations leave in the forward pass, a third of the computation, and
-    come back in the backward pass."""
+    """Return the seconds of a step that moves to and from the host's memory expose: activations
+    leave in the forward pass, a third of the computation, and come back in the backward pass."""
     each_way = offloaded_bytes * micro_batches / HOST_BANDWIDTH
     return max(0.0, each_way - compute_seconds / 3) + max(0.0, each_way - compute_seconds * 2 / 3)
 
 
-def host_holds(offloaded_bytes: float, slice: Slice) -> bool:
-    share = HOST_SHARE / slice.chip.devices_per_chip
-    return offloaded_bytes <= share * HOST_BYTES.get(slice.chip.name, math.inf)
+def host_holds(offloaded_bytes: float, target: Slice) -> bool:
+    """Return whether a device's share of the host's memory has room for its activations."""
+    return offloaded_bytes <= HOST_SHARE / target.chip.devices_per_chip * target.chip.host_bytes
 
 
 def _tokens(experiment: Experiment) -> int:
-    """Of one device and micro-batch."""
+    """Return the tokens of one device and micro-batch."""
     mesh = experiment.execution.mesh
     rows = experiment.data.batch_size // experiment.execution.micro_batches
     return rows * experiment.data.seq_len // (mesh.replica * mesh.fsdp)
@@ -98,13 +94,14 @@ def _device_params(experiment: Experiment) -> int:
 
 
 def _layer_params(model: ModelConfig) -> int:
-    """Of the matrices of one layer."""
+    """Return the number of parameters in the matrices of one layer."""
     D, F = model.embed_dim, model.mlp_dim
     return 2 * D * D + 2 * D * model.kv_heads * model.head_dim + 3 * D * F
 
 
 def _kept_per_token(experiment: Experiment) -> tuple[int, int]:
-    """Bytes a layer keeps of a token for the backward pass: (on the device, on the host)."""
+    """Return the bytes that a layer keeps of a token for the backward pass: (on the device, on the
+    host)."""
     model, mesh = experiment.model, experiment.execution.mesh
     compute = BF16 if model.compute_dtype == "bfloat16" else FP32
     tensor, in_time = mesh.tensor, mesh.tensor if mesh.sequence_parallel else 1
@@ -130,7 +127,8 @@ def _kept_per_token(experiment: Experiment) -> tuple[int, int]:
 
 
 def _buffers(experiment: Experiment) -> int:
-    """The step's working memory: weights cast and gathered, one layer's arrays, the loss's."""
+    """Return the bytes of the step's working memory: weights cast and gathered, one layer's arrays,
+    the loss's."""
     model, mesh = experiment.model, experiment.execution.mesh
     D, F, V = model.embed_dim, model.mlp_dim, model.vocab_size
     compute = BF16 if model.compute_dtype == "bfloat16" else FP32
@@ -146,7 +144,8 @@ def _buffers(experiment: Experiment) -> int:
 
 
 def _executed_flops(experiment: Experiment) -> float:
-    """Model FLOPs and what the backward pass computes again, of one device and step."""
+    """Return the model FLOPs and those of what the backward pass computes again, for one device and
+    step."""
     model, mesh = experiment.model, experiment.execution.mesh
     T, D = experiment.data.seq_len, model.embed_dim
     tokens = _tokens(experiment) * experiment.execution.micro_batches / mesh.tensor
@@ -165,9 +164,9 @@ def _executed_flops(experiment: Experiment) -> float:
 
 
 def _seconds(
-    experiment: Experiment, slice: Slice, executed: float, offloaded: int
+    experiment: Experiment, target: Slice, executed: float, offloaded: int
 ) -> dict[str, float]:
-    model, mesh, chip = experiment.model, experiment.execution.mesh, slice.chip
+    model, mesh, chip = experiment.model, experiment.execution.mesh, target.chip
     tokens = _tokens(experiment) * experiment.execution.micro_batches
     attention = 7 * model.num_layers * experiment.data.seq_len * model.embed_dim
     attention = min(attention * tokens / mesh.tensor, executed / 2)
@@ -180,50 +179,52 @@ def _seconds(
         "attention": attention,
         "other compute": OTHER_COMPUTE * matmul + update,
         "copies": host_seconds(offloaded, experiment.execution.micro_batches, matmul + attention),
-        "exposed communication": _weights_seconds(experiment, slice, matmul)
-        + _tensor_seconds(experiment, slice),
+        "exposed communication": _weights_seconds(experiment, target, matmul)
+        + _tensor_seconds(experiment, target),
     }
 
 
-def _bandwidth(slice: Slice, ways: int) -> float:
-    """Bytes/s of one device in a ring of so many: on TPUs along one axis of the torus, because
-    sharding.py takes fsdp's two parts one after the other."""
-    chip = slice.chip
+def _bandwidth(target: Slice, ways: int) -> float:
+    """Return the bytes/s of one device in a ring of so many: on TPUs along one axis of the torus,
+    because sharding.py takes fsdp's two parts one after the other."""
+    chip = target.chip
     if chip.dimensions:
-        return chip.link_bandwidth * (1 if all(chip.wraparound(slice.shape)) else 0.5)
+        return chip.link_bandwidth * (1 if all(chip.wraparound(target.shape)) else 0.5)
     inside = chip.link_bandwidth / 2  # one way
     # Beyond a node, each of its GPUs brings in a part of what all of them gather.
     outside = min(inside, chip.node_size * chip.network_bandwidth)
     return inside if ways <= chip.node_size else outside
 
 
-def _weights_seconds(experiment: Experiment, slice: Slice, compute: float) -> float:
-    """Exposed: weights gathered forward and backward, gradients scattered, each micro-batch."""
+def _weights_seconds(experiment: Experiment, target: Slice, compute: float) -> float:
+    """Return the exposed seconds of gathering weights, forward and backward, and of scattering
+    their gradients, in each micro-batch."""
     model, execution = experiment.model, experiment.execution
     mesh = execution.mesh
     weights = BF16 * num_matmul_params(model) / mesh.tensor * execution.micro_batches
     gather = scatter = 0.0
     if mesh.fsdp > 1:
-        scatter = weights / _bandwidth(slice, mesh.fsdp)
+        scatter = weights / _bandwidth(target, mesh.fsdp)
         gather = 2 * scatter
     if mesh.replica > 1:  # a ring over the replicas; over DCN if there are slices
-        between = slice.num_slices > 1
-        rate = slice.chip.network_bandwidth if between else _bandwidth(slice, mesh.replica)
+        between = target.num_slices > 1
+        rate = target.chip.network_bandwidth if between else _bandwidth(target, mesh.replica)
         scatter += 2 * weights / mesh.fsdp / rate
     if mesh.ring > 1:  # hops hide, and add what they bring to what is there
         hops = scatter * (1 - 1 / mesh.ring)
-        adds = 3 * weights / slice.chip.hbm_bandwidth
+        adds = 3 * weights / target.chip.hbm_bandwidth
         scatter += max(0, 2 * hops - compute / 3) + adds - hops
-    return max(gather * (1 - HIDDEN), gather - compute) + scatter
+    return max(gather * (1 - GATHER_OVERLAP), gather - compute) + scatter
 
 
-def _tensor_seconds(experiment: Experiment, slice: Slice) -> float:
-    """Exposed: activations gathered and scattered around the two parts of each layer."""
+def _tensor_seconds(experiment: Experiment, target: Slice) -> float:
+    """Return the exposed seconds of gathering and scattering activations around the two parts of
+    each layer."""
     model, mesh = experiment.model, experiment.execution.mesh
     if mesh.tensor == 1:
         return 0.0
     tokens = _tokens(experiment) * experiment.execution.micro_batches
     moved = BF16 * tokens * model.embed_dim * (mesh.tensor - 1) / mesh.tensor
     # Two gathers and two scatters forward, twice that backward with what is computed again.
-    seconds = 12 * model.num_layers * moved / _bandwidth(slice, mesh.tensor)
-    return seconds * (1 - HIDDEN / 2)
+    seconds = 12 * model.num_layers * moved / _bandwidth(target, mesh.tensor)
+    return seconds * (1 - GATHER_OVERLAP / 2)

@@ -1,0 +1,1 @@
+"""Sweeps: experiments of one file, each trained once, by machines that share a directory."""
