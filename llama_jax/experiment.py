@@ -46,7 +46,7 @@ def read(
 
     overrides: "section.field=value" strings, applied in order.
     slice_name: takes the execution under that name in the file's SLICES, a dict of Executions. A
-    file that names no slice goes on any.
+    file that names no slice goes on any; one that names others does if overrides give the mesh.
     Raises UserError for a file or value that cannot be used, UnnamedSlice for another slice.
     """
     module = execute(path)
@@ -59,24 +59,31 @@ def read(
             f"experiment: get_experiment() of {path} returned {type(experiment).__name__}; "
             "it must return a llama_jax.config.Experiment"
         )
-    experiment = _on_slice(path, experiment, getattr(module, "SLICES", {}), slice_name)
+    mesh_given = any(text.startswith("execution.mesh.") for text in overrides)
+    slices = getattr(module, "SLICES", {})
+    experiment = _on_slice(path, experiment, slices, slice_name, mesh_given)
     for text in overrides:
         experiment = override(experiment, text)
     return experiment
 
 
 def _on_slice(
-    path: str, experiment: Experiment, slices: dict[str, Execution], name: str | None
+    path: str,
+    experiment: Experiment,
+    slices: dict[str, Execution],
+    name: str | None,
+    mesh_given: bool,
 ) -> Experiment:
     own = next((n for n, e in slices.items() if e == experiment.execution), None)
     name, own = name or own, own or experiment.execution.slice
     if name is None:
         return experiment
     execution = slices.get(name, experiment.execution)
-    if name not in slices and own not in (None, name):
+    if name not in slices and own not in (None, name) and not mesh_given:
         raise UnnamedSlice(
             f"--slice: {path} names no slice {name!r}; it has {', '.join(slices) or own}; "
-            f"llama-jax plan {path} --search --slice {name} finds a layout for another"
+            f"for another, llama-jax plan {path} --search --slice {name} finds a layout, or --set "
+            "execution.mesh.FIELD=N gives one"
         )
     execution = dataclasses.replace(execution, slice=name)
     return dataclasses.replace(experiment, execution=execution)

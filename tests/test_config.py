@@ -206,10 +206,12 @@ def test_a_run_moves_between_the_slices_of_its_file_and_to_no_other():
     assert identity(default) == identity(v5p)
     message = (
         "names no slice 'v6e:16x16'; it has v4:4x4x4, v5e:8x8, v5p:4x4x4, v6e:8x8; "
-        f"llama-jax plan {path} --search --slice v6e:16x16 finds a layout for another"
+        f"for another, llama-jax plan {path} --search --slice v6e:16x16 finds a layout"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         load(path, slice_name="v6e:16x16")
+    by_hand = load(path, ["execution.mesh.fsdp=256"], "v6e:16x16").execution
+    assert (by_hand.slice, by_hand.mesh.fsdp) == ("v6e:16x16", 256)
     # A file that names no slice goes on any.
     assert load(QUICKSTART, slice_name="v5e:2x2").execution.slice == "v5e:2x2"
 

@@ -145,7 +145,7 @@ def test_a_placement_that_cannot_be_is_refused_with_one_that_can(changes, messag
 def test_slices_that_are_missing_or_unknown_are_named():
     done = plan("--set", "execution.slice=none")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "names no slice in mesh.slice; give one, e.g. --slice v5e:8x8" in done.stderr
+    assert "names no slice in execution.slice; give one, e.g. --slice v5e:8x8" in done.stderr
     done = plan("--slice", "v9:2x2")
     assert done.returncode == 2 and "no chip 'v9'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -325,7 +325,7 @@ def test_what_does_not_fit_comes_with_what_does():
 def test_a_search_writes_an_experiment_that_fits(tmp_path):
     out = tmp_path / "best.py"
     args = ("--search", "--slice", SLICE.name, "--compiles", "1", "--jobs", "1", "--out", str(out))
-    fixed = [t for t in TINY if not t.startswith(("execution.remat", "mesh"))]
+    fixed = [t for t in TINY if not t.startswith(("execution.remat", "execution.mesh"))]
     sets = [word for text in fixed for word in ("--set", text)]
     command = [sys.executable, "-m", "llama_jax", "plan", EXPERIMENT, *sets, *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -334,7 +334,7 @@ def test_a_search_writes_an_experiment_that_fits(tmp_path):
     assert done.stdout.splitlines()[1].startswith("v5e:2x2  4 ")
     doc = ast.get_docstring(ast.parse(out.read_text()))
     assert doc and "FITS with" in doc and f"llama-jax train {out}" in doc
-    assert load(str(out)).mesh.slice == SLICE.name
+    assert load(str(out)).execution.slice == SLICE.name
     command = [sys.executable, "-m", "llama_jax", "plan", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=os.environ)
     assert done.returncode == 0 and "compiling" not in done.stderr
