@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from llama_jax import config
@@ -207,14 +207,26 @@ def parser() -> argparse.ArgumentParser:
         help="text as it comes, or one JSON object a prompt (default: text)",
     )
 
-    v = verb("export", export, "write a model in another framework's format", workdir=True)
-    v.add_argument("--to", required=True, choices=("hf", "meta", "gguf", "litgpt"))
+    v = verb("export", export, "write a model in another framework's format")
+    v.add_argument(
+        "source",
+        metavar="WORKDIR[@STEP]|SOURCE",
+        help="a run, its newest checkpoint unless @STEP; or what import takes",
+    )
+    v.add_argument(
+        "--to",
+        required=True,
+        choices=Lazy(lambda: _convert().export_formats()),
+        metavar="FORMAT",
+        help="one of %(choices)s",
+    )
     v.add_argument("--out", type=Path, required=True, help="the directory to write")
     v.add_argument(
         "--type",
         default="bf16",
-        choices=("f32", "bf16", "f16", "q8_0", "q4_0"),
-        help="of the numbers; the last two are of gguf (default: bf16)",
+        choices=Lazy(lambda: _convert().export_dtypes()),
+        metavar="TYPE",
+        help="of the numbers, one of %(choices)s; the last two are of gguf (default: bf16)",
     )
     v.add_argument(
         "--shard-size",
@@ -233,6 +245,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do not compare the files' logits with the checkpoint's",
     )
+    v.add_argument("--tokenizer", type=Path, help="of SOURCE, where none comes with it")
 
     v = verb("import", import_, "make a workdir of another framework's model", overrides=False)
     v.add_argument(
@@ -334,6 +347,25 @@ def parser() -> argparse.ArgumentParser:
     v.add_argument("--figure", type=Path, help="draw cost against demand into this .png or .svg")
     v.add_argument("--json", action="store_true", help="print JSON")
     return p
+
+
+class Lazy(Iterable[str]):
+    """Choices of an option that are made when they are asked for."""
+
+    def __init__(self, make: Callable[[], Collection[str]]):
+        self._make = make
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make())
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._make()
+
+
+def _convert():
+    from llama_jax.formats import convert
+
+    return convert
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
@@ -526,7 +558,7 @@ def sample(args: argparse.Namespace) -> int:
         if args.tokenizer:
             raise UserError("--tokenizer belongs to --from; for a run, --set data.tokenizer=PATH")
         return _sample_run(args)
-    from llama_jax.formats.importer import import_model
+    from llama_jax.formats.convert import import_model
 
     with tempfile.TemporaryDirectory() as directory:
         args.workdir = f"{directory}/imported"
@@ -585,33 +617,38 @@ def _sample_run(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from llama_jax.formats import exporter
-    from llama_jax.formats.weights import Checkpoint
+    from llama_jax.formats import convert, native
 
-    options = (("--shard-size", args.shard_size, "hf"), ("--shards", args.shards, "meta"))
-    for option, value, to in options:
-        if value is not None and args.to != to:
-            raise UserError(f"{option} belongs to --to {to}; got --to {args.to}")
-    workdir, step, experiment = _open_run(args)
+    shard_bytes = None if args.shard_size is None else round(args.shard_size * 1e9)
+    options = {}
+    for flag, option, value in (
+        ("--shard-size", "shard_bytes", shard_bytes),
+        ("--shards", "shards", args.shards),
+    ):
+        if value is not None:
+            convert.check_option(args.to, option, flag)
+            options[option] = value
+    if convert.format_of(Path(args.source)) in (None, "native"):
+        if args.tokenizer:
+            raise UserError("--tokenizer belongs to SOURCE; for a run, --set data.tokenizer=PATH")
+        args.workdir = args.source
+        source = native.read_step(*_open_run(args))
+    else:
+        if args.overrides:
+            raise UserError("--set belongs to WORKDIR; got a model of another framework")
+        source = convert.open_source(Path(args.source), args.tokenizer)
     try:
-        manifest = exporter.export(
-            Checkpoint(workdir, step, experiment),
-            args.out,
-            args.to,
-            args.type,
-            shard_bytes=round((args.shard_size or 5.0) * 1e9),
-            shards=args.shards or 1,
-            verify=not args.no_verify,
-        )
-    except exporter.WrongExport as e:
+        verify = not args.no_verify
+        manifest = convert.convert(source, args.to, args.out, args.type, options, verify)
+    except convert.WrongExport as e:
         print(f"llama-jax export: {e}", file=sys.stderr)
         return 1
-    print("\n".join(exporter.summary(args.out, manifest)))
+    print("\n".join(convert.summary(args.out, manifest)))
     return 0
 
 
 def import_(args: argparse.Namespace) -> int:
-    from llama_jax.formats.importer import import_model
+    from llama_jax.formats.convert import import_model
 
     experiment = import_model(args.source, args.out, args.tokenizer)
     if Path(experiment.data.tokenizer).exists():

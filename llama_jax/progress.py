@@ -1,5 +1,6 @@
 """The progress of long work: a bar where someone watches, a line now and then in a log file."""
 
+import math
 import time
 
 from rich.console import Console
@@ -39,11 +40,28 @@ class Progress:
             self.last_line = now
 
     def note(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line that stays, above the bar."""
         self.console.print(text, markup=False)
 
     def close(self) -> None:
         self.bar.stop()
+
+
+class Meter:
+    """Progress in bytes of tensors, shown in MB."""
+
+    def __init__(self, num_bytes: int):
+        self._total, self._done = math.ceil(num_bytes / 1e6), 0.0
+        self._progress = Progress(self._total, 0)
+
+    def add(self, num_bytes: int, doing: str) -> None:
+        before = math.ceil(self._done)
+        self._done += num_bytes / 1e6
+        if before < math.ceil(self._done) <= self._total:
+            self._progress.update(math.ceil(self._done), f"MB  {doing}")
+
+    def close(self) -> None:
+        self._progress.close()
 
 
 def duration(seconds: float) -> str:
