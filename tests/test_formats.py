@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 from exports import GQA, export, main, sha256
 
-from llama_jax import cli, formats
+from llama_jax import checkpoint, cli, formats
 from llama_jax.config import ModelConfig, UserError
-from llama_jax.formats import convert, native
+from llama_jax.formats import convert
 from llama_jax.formats.format import Format
 from llama_jax.formats.parameters import parameters
 from llama_jax.formats.weights import Weights
@@ -92,8 +93,7 @@ def test_a_new_format_goes_to_and_from_all_others(runs, tmp_path, monkeypatch):
 
 
 def fingerprints(workdir: Path) -> dict[str, int]:
-    path = native.epath.Path(workdir)
-    return native.checkpoint.read_meta(path, 0).fingerprints
+    return checkpoint.read_meta(epath.Path(workdir), 0).fingerprints
 
 
 def test_one_command_goes_from_hugging_face_to_gguf(runs, tmp_path):

@@ -39,7 +39,7 @@ class WrongExport(Exception):
 
 
 def export_formats() -> dict[str, Format]:
-    """Return the formats of other frameworks that can be written."""
+    """Return the formats of other frameworks that can be written, and proven."""
     return {name: form for name, form in FORMATS.items() if form.write and form.open_files}
 
 
@@ -133,7 +133,13 @@ def convert(
     shutil.rmtree(draft, ignore_errors=True)
     meter = Meter((1 + proven * passes(dtype)) * 4 * num_values(source.cfg))
     try:
-        _write(source, form, draft, out, dtype, options or {}, meter)
+        metered = source.observed(lambda num_bytes: meter.add(num_bytes, "writing"))
+        try:
+            draft.mkdir(parents=True)
+            form.write(metered, draft, dtype, **(form.options | (options or {})))
+        except OSError as e:
+            raise UserError(f"--out: cannot write {out}: {e.strerror or e}") from e
+        source.verify()
         verification = prove(source, draft, form, dtype, meter) if proven else None
         manifest = {
             "format": to,
@@ -157,25 +163,6 @@ def convert(
         )
     draft.rename(out)
     return manifest
-
-
-def _write(
-    source: Weights,
-    form: Format,
-    draft: Path,
-    out: Path,
-    dtype: str,
-    options: dict[str, Any],
-    meter: Meter,
-) -> None:
-    assert form.write
-    metered = source.observed(lambda num_bytes: meter.add(num_bytes, "writing"))
-    try:
-        draft.mkdir(parents=True)
-        form.write(metered, draft, dtype, **(form.options | options))
-    except OSError as e:
-        raise UserError(f"--out: cannot write {out}: {e.strerror or e}") from e
-    source.verify()
 
 
 def summary(out: Path, manifest: dict) -> list[str]:

@@ -43,7 +43,6 @@ NAMES = {
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
 }
-DINDEX = "model.safetensors.index.json"
 INDEX = "model.safetensors.index.json"
 
 

@@ -69,7 +69,7 @@ def write(weights: Weights, out: Path, dtype: str, shards: int) -> None:
     writers = [pth.Writer(out / f"consolidated.{i:02d}.pth", parts, dtype) for i in range(shards)]
     for name, parameter in names.items():
         tied = parameter.role == "head" and cfg.tie_embeddings  # the format has no word for it
-        matrix = weights.matrix(Parameter("embedding", None) if tied else parameter)
+        matrix = weights.matrix(Parameter("embedding") if tied else parameter)
         values = cast(interleave_rope(matrix, parameter.role, cfg), dtype, parameter)
         for i, writer in enumerate(writers):
             writer.write(name, _shard(values, parameter.role, i, shards))
