@@ -75,9 +75,8 @@ def open_source(path: Path, tokenizer: Path | None = None) -> Weights:
     weights = read(path)
 
     def read_tokenizer() -> bytes | None:
-        model = weights.tokenizer
-        if tokenizer:
-            model = sentencepieces.find(str(tokenizer)).read_bytes()
+        found = sentencepieces.find(str(tokenizer)) if tokenizer else None
+        model = found.read_bytes() if found else weights.tokenizer
         if model is not None:
             _check_tokenizer(model, weights.cfg.vocab_size, f"{tokenizer or path}: the tokenizer")
         return model
