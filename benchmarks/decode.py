@@ -156,8 +156,7 @@ def write_files(directory: Path) -> None:
 
     from llama_jax.data.schedule import Schedule
     from llama_jax.experiment import load
-    from llama_jax.formats import gguf
-    from llama_jax.formats.weights import Checkpoint
+    from llama_jax.formats import gguf, native
     from llama_jax.run import checkpoint
     from llama_jax.sharding import make_mesh
     from llama_jax.step import init_state
@@ -172,7 +171,7 @@ def write_files(directory: Path) -> None:
         checkpoint.save(manager, init_state(experiment), experiment, Schedule(), digest="")
     for kind in ("f32", "f16", "q8_0"):
         (directory / kind).mkdir()
-        gguf.write(Checkpoint(workdir, 0, experiment), directory / kind, kind)
+        gguf.write(native.read_step(workdir, 0, experiment), directory / kind, kind)
 
 
 def serve(engine: str, batch: int, directory: Path) -> None:

@@ -57,9 +57,10 @@ def parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of a command line, with the options of the verb that `words` call."""
     p = argparse.ArgumentParser(prog="llama-jax", description="Train LLaMA from public data.")
     verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB")
+    called = next((word for word in words if not word.startswith("-")), None)
     for verb, does in VERBS.items():
         v = verbs.add_parser(verb, help=does, description=does)
-        if verb in words:
+        if verb == called:
             name = "import_" if verb == "import" else verb  # the one that Python has taken
             command = importlib.import_module(f"llama_jax.commands.{name}")
             command.arguments(v)

@@ -50,6 +50,24 @@ class Progress:
         self.bar.stop()
 
 
+class Meter:
+    """Progress in bytes of tensors, shown in MB."""
+
+    def __init__(self, num_bytes: int):
+        self._total, self._done = math.ceil(num_bytes / 1e6), 0.0
+        self._progress = Progress(self._total, 0)
+
+    def add(self, num_bytes: int, doing: str) -> None:
+        """Count some more bytes, and show what is being done."""
+        before = math.ceil(self._done)
+        self._done += num_bytes / 1e6
+        if before < math.ceil(self._done) <= self._total:
+            self._progress.update(math.ceil(self._done), f"MB  {doing}")
+
+    def close(self) -> None:
+        self._progress.close()
+
+
 def duration(seconds: float) -> str:
     """Return a time as 3d 04h, 2h 05m or 4m 09s."""
     minutes, s = divmod(round(seconds), 60)

@@ -19,7 +19,7 @@ import pytest
 from llama_jax.config import DataConfig, MeshConfig
 from llama_jax.data import documents, tokenizer
 from llama_jax.data.prepare import prepare
-from llama_jax.formats import importer
+from llama_jax.formats import convert
 from llama_jax.sharding import make_mesh
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -112,5 +112,5 @@ def stories(tmp_path_factory) -> Path:
         pytest.skip("the weights of stories260K are not here (../shared/data/weights)")
     workdir = tmp_path_factory.mktemp("stories") / "stories"
     files = exports.SHARED / "weights"
-    importer.import_model(files / "stories260K.bin", workdir, files / "tok512.model")
+    convert.import_model(files / "stories260K.bin", workdir, files / "tok512.model")
     return workdir

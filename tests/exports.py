@@ -18,8 +18,7 @@ from flax import nnx
 from llama_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig
 from llama_jax.data.schedule import Schedule
 from llama_jax.experiment import load, override
-from llama_jax.formats import exporter
-from llama_jax.formats.weights import Checkpoint
+from llama_jax.formats import convert, native
 from llama_jax.model import Llama
 from llama_jax.run import checkpoint
 from llama_jax.run.workdir import steps
@@ -43,8 +42,10 @@ GQA = dataclasses.replace(
 
 
 def save_random(cfg: ModelConfig, workdir: Path) -> None:
-    """A checkpoint of random weights, norms too, which are exact in bf16; with large queries and
-    keys, because a wrong rotary layout hardly shows with small ones."""
+    """Save a checkpoint of random weights, norms too, which are exact in bf16.
+
+    Queries and keys are large, because a wrong rotary layout hardly shows with small ones.
+    """
     experiment = load(str(ROOT / "experiments/quickstart.py"))
     experiment = dataclasses.replace(experiment, model=cfg)
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
@@ -66,7 +67,7 @@ def save_random(cfg: ModelConfig, workdir: Path) -> None:
 
 
 def save_trained(data: DataConfig, workdir: Path) -> None:
-    """A short run of the quickstart on other data, spread over eight devices."""
+    """Train a short run of the quickstart on other data, spread over eight devices."""
     changes = ["execution.mesh.fsdp=8", "model.vocab_size=512", "optimizer.warmup_steps=5"]
     experiment = load(str(ROOT / "experiments/quickstart.py"), changes)
     upkeep = dict(eval_every=20, eval_rows=8, checkpoint_every=20)
@@ -80,29 +81,26 @@ def save_trained(data: DataConfig, workdir: Path) -> None:
 
 
 def experiment_of(workdir: Path) -> Experiment:
-    """Of its newest checkpoint, as all that is exported here."""
+    """Return the experiment of the newest checkpoint."""
     path = epath.Path(workdir)
     return checkpoint.read_meta(path, steps(path)[-1]).experiment
 
 
-def open_checkpoint(workdir: Path) -> Checkpoint:
-    path = epath.Path(workdir)
-    return Checkpoint(path, steps(path)[-1], experiment_of(workdir))
-
-
-def export(workdir: Path | str, out: Path | str, to: str, type: str = "f32", **options) -> dict:
-    options = dict(shard_bytes=10**9, shards=1, verify=True) | options
-    return exporter.export(open_checkpoint(Path(workdir)), Path(out), to, type, **options)
+def export(
+    workdir: Path | str, out: Path | str, to: str, dtype: str = "f32", verify=True, **options
+) -> dict:
+    source = native.read(Path(workdir))
+    return convert.convert(source, to, Path(out), dtype, options, verify)
 
 
 def export_in_child(jobs: list[dict]) -> subprocess.CompletedProcess:
-    """Calls of export() where torch may be loaded: its CUDA builds crash beside TensorFlow."""
+    """Call export() where torch may be loaded: its CUDA builds crash beside TensorFlow."""
     code = "import json, sys, exports\nfor job in json.load(sys.stdin): exports.export(**job)"
     return child(code, input=json.dumps(jobs, default=str))
 
 
 def child(code: str, *args, **options) -> subprocess.CompletedProcess:
-    """Python code that may import this module."""
+    """Run Python code that may import this module."""
     path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     command = [sys.executable, "-c", code, *map(str, args)]
@@ -110,7 +108,7 @@ def child(code: str, *args, **options) -> subprocess.CompletedProcess:
 
 
 def logits_of(workdir: Path, tokens: np.ndarray) -> np.ndarray:
-    """In fp32, by the model as training restores it."""
+    """Return logits in fp32, by the model as training restores it."""
     path = epath.Path(workdir)
     experiment = override(experiment_of(workdir), "model.compute_dtype=float32")
     positions = np.tile(np.arange(tokens.shape[1], dtype=np.int32), (len(tokens), 1))
@@ -120,7 +118,7 @@ def logits_of(workdir: Path, tokens: np.ndarray) -> np.ndarray:
 
 
 def main(*args) -> subprocess.CompletedProcess:
-    """llama-jax in a process of its own."""
+    """Run llama-jax in a process of its own."""
     command = [sys.executable, "-m", "llama_jax", *map(str, args)]
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
@@ -135,7 +133,7 @@ def has_torch() -> bool:
 
 
 def interpreter(client: str) -> str:
-    """The Python that has a client; skips the test if there is none."""
+    """Return the Python that has a client; skip the test if there is none."""
     if client in ("transformers", "meta"):
         if not has_torch():
             pytest.skip("torch is not installed")

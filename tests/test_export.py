@@ -1,6 +1,5 @@
 """Exports, through the programs that they are for, and what is refused as wrong."""
 
-import copy
 import dataclasses
 import hashlib
 import itertools
@@ -28,7 +27,6 @@ from exports import (
     interpreter,
     logits_of,
     main,
-    open_checkpoint,
     save_random,
     sha256,
 )
@@ -38,9 +36,11 @@ from llama_jax import cli
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.data import documents, tokenizer
 from llama_jax.experiment import load, override, to_json
-from llama_jax.formats import exporter, gguf, hf, proof, readers, vocabulary, weights
-from llama_jax.formats.weights import Checkpoint
-from llama_jax.run import checkpoint
+from llama_jax.formats import convert, gguf, hf, native, vocabulary, weights
+from llama_jax.formats.parameters import Parameter, interleave_rope, num_values
+from llama_jax.formats.proofs import compare, prove
+from llama_jax.formats.proofs import gguf as gguf_proof
+from llama_jax.formats.proofs import hf as hf_proof
 
 # <s> in a text is a text to SentencePiece, and a token to transformers.
 TEXTS = [text for text in tokenizer.MUST_SURVIVE if "<s>" not in text]
@@ -70,7 +70,7 @@ CLIENTS = {
 
 @pytest.fixture(scope="module")
 def exported(request, runs, trained, tmp_path_factory) -> dict[Path, tuple[Path, str, str]]:
-    """What was exported: directory -> (workdir, format, type). All in one process."""
+    """Return what was exported: directory -> (workdir, format, type). All in one process."""
     directory = tmp_path_factory.mktemp("exported")
     workdirs = [runs / "mha", runs / "gqa", trained]
     if (SHARED / "weights/stories260K.bin").exists():
@@ -83,18 +83,19 @@ def exported(request, runs, trained, tmp_path_factory) -> dict[Path, tuple[Path,
         np.save(directory / workdir.name / "tokens.npy", tokens)
         np.save(directory / workdir.name / "logits.npy", logits_of(workdir, tokens))
         exact = [(to, "f32") for to in ("hf", "gguf", *["litgpt", "meta"] * has_torch())]
-        for to, type in exact + list(ROUNDED) * (workdir.name == "gqa"):
-            out = directory / workdir.name / f"{to}-{type}"
-            made[out] = workdir, to, type
+        for to, dtype in exact + list(ROUNDED) * (workdir.name == "gqa"):
+            out = directory / workdir.name / f"{to}-{dtype}"
+            made[out] = workdir, to, dtype
             # stories260K's tokenizer removes extra spaces, and llama.cpp does not.
             single = to == "gguf" and workdir.name == "stories"
-            texts = [exporter.without_extra_spaces(t) if single else t for t in TEXTS]
+            texts = [prove.without_extra_spaces(t) if single else t for t in TEXTS]
             processor = tokenizer.load(experiment_of(workdir).data.tokenizer)
             survive = {text: processor.decode(processor.encode(text)) for text in texts}
             Path(f"{out}.texts.json").write_text(json.dumps(survive))
     jobs = [
-        dict(workdir=workdir, out=out, to=to, type=type, shards=2)
-        for out, (workdir, to, type) in made.items()
+        dict(workdir=workdir, out=out, to=to, dtype=dtype)
+        | (dict(shards=2) if to == "meta" else {})
+        for out, (workdir, to, dtype) in made.items()
     ]
     done = export_in_child(jobs)
     assert done.returncode == 0, done.stderr
@@ -110,11 +111,11 @@ def test_clients_compute_our_logits_and_ids(client, exported):
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for out in outs:
-        workdir, to, type = exported[out]
+        workdir, to, dtype = exported[out]
         logits = np.load(f"{out}.{client}.npy")
-        figures = proof.compare(logits, np.load(out.parent / "logits.npy"))
+        figures = compare.compare(logits, np.load(out.parent / "logits.npy"))
         print(client, workdir.name, out.name, figures)
-        limit, kl_limit = ROUNDED.get((to, type), EXACT)
+        limit, kl_limit = ROUNDED.get((to, dtype), EXACT)
         assert figures["max_rel"] < limit and abs(figures["kl"]) < kl_limit, out
         processor = tokenizer.load(experiment_of(workdir).data.tokenizer)
         texts = json.loads(Path(f"{out}.texts.json").read_text())
@@ -155,7 +156,7 @@ def test_spaces_that_llama_cpp_does_not_remove_are_said(stories, tmp_path):
     manifest = export(stories, tmp_path / "x", "gguf")
     (note,) = manifest["notes"]
     assert "a text with repeated, leading or trailing spaces becomes other tokens" in note
-    assert note in exporter.summary(tmp_path / "x", manifest)
+    assert note in convert.summary(tmp_path / "x", manifest)
     assert manifest["verification"]["texts"] == 12
     assert export(stories, tmp_path / "y", "hf", verify=False)["notes"] == []
 
@@ -165,15 +166,15 @@ def test_an_unproven_export_never_has_the_name_that_was_asked_for(runs, tmp_path
         assert (tmp_path / "x.unproven/model.safetensors").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporter, "_prove", fail)
+    monkeypatch.setattr(convert, "prove", fail)
     with pytest.raises(KeyboardInterrupt):
         export(runs / "mha", tmp_path / "x", "hf")
-    assert not (tmp_path / "x").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_that_is_not_what_was_saved_is_not_exported(runs, tmp_path):
     workdir = shutil.copytree(runs / "mha", tmp_path / "run")
-    array = checkpoint.open_array(epath.Path(workdir), 0, "layers/attn/wo_GRKD")
+    array = native.open_array(epath.Path(workdir), 0, "layers/attn/wo_GRKD")
     array[1, 0, 0, 3, 5].write(np.float32(0.25)).result()
     with pytest.raises(UserError, match="layers/attn/wo_GRKD is not what was saved"):
         export(workdir, tmp_path / "x", "hf")
@@ -184,53 +185,55 @@ def test_a_checkpoint_that_is_not_what_was_saved_is_not_exported(runs, tmp_path)
 
 
 def changed(module, change):
-    """A writer of `module` writes change(matrix, name, layer) in place of a matrix."""
+    """Return a patch that has a writer write change(matrix, role, layer) for a matrix."""
 
     def patch(monkeypatch):
         real = module.cast
         monkeypatch.setattr(
-            module, "cast", lambda matrix, type, place: real(change(matrix, *place), type, place)
+            module, "cast", lambda matrix, dtype, where: real(change(matrix, *where), dtype, where)
         )
 
     return patch
 
 
 def unpermuted(module):
-    return lambda monkeypatch: monkeypatch.setattr(module, "to_pairs", lambda matrix, *_: matrix)
+    return lambda monkeypatch: monkeypatch.setattr(
+        module, "interleave_rope", lambda matrix, *_: matrix
+    )
 
 
-def permuted(matrix, name, layer):
-    return weights.to_pairs(matrix, name, GQA)
+def permuted(matrix, role, layer):
+    return interleave_rope(matrix, role, GQA)
 
 
-def only_k(matrix, name, layer):
-    return permuted(matrix, name, layer) if name == weights.KEY else matrix
+def only_k(matrix, role, layer):
+    return permuted(matrix, role, layer) if role == "k" else matrix
 
 
-def one_layer(matrix, name, layer):
-    return permuted(matrix, name, layer) if layer == 1 else matrix
+def one_layer(matrix, role, layer):
+    return permuted(matrix, role, layer) if layer == 1 else matrix
 
 
-def transposed(matrix, name, layer):
-    return matrix.T if name == "layers/attn/wo_GRKD" else matrix
+def transposed(matrix, role, layer):
+    return matrix.T if role == "o" else matrix
 
 
-def reversed_kv_heads(matrix, name, layer):
-    heads = matrix.reshape(GQA.kv_heads, -1) if name == weights.VALUE else matrix
-    return heads[::-1].reshape(matrix.shape) if name == weights.VALUE else matrix
+def reversed_kv_heads(matrix, role, layer):
+    heads = matrix.reshape(GQA.kv_heads, -1) if role == "v" else matrix
+    return heads[::-1].reshape(matrix.shape) if role == "v" else matrix
 
 
-def shifted_tokens(matrix, name, layer):
-    return np.roll(matrix, 1, 0) if name == weights.EMBEDDING else matrix
+def shifted_tokens(matrix, role, layer):
+    return np.roll(matrix, 1, 0) if role == "embedding" else matrix
 
 
-def not_finite(matrix, name, layer):
-    return matrix * np.nan if (name, layer) == ("layers/mlp/w_up_DF", 2) else matrix
+def not_finite(matrix, role, layer):
+    return matrix * np.nan if (role, layer) == ("up", 2) else matrix
 
 
-def noisy(matrix, name, layer):
+def noisy(matrix, role, layer):
     noise = np.random.default_rng(0).normal(size=matrix.shape) * matrix.std() / 100
-    return matrix + noise if (name, layer) == ("layers/mlp/w_up_DF", 2) else matrix
+    return matrix + noise if (role, layer) == ("up", 2) else matrix
 
 
 def swapped(a, b):
@@ -241,10 +244,9 @@ def swapped(a, b):
 def misconfigured(field, value):
     """config.json says something else, and so does what has been computed with it."""
 
-    def write(checkpoint, out, type):
-        wrong = copy.copy(checkpoint)
-        wrong.cfg = dataclasses.replace(checkpoint.cfg, **{field: value})
-        write_config(wrong, out, type)
+    def write(source, out, dtype):
+        cfg = dataclasses.replace(source.cfg, **{field: value})
+        write_config(dataclasses.replace(source, cfg=cfg), out, dtype)
 
     write_config = hf.write_config
     return lambda monkeypatch: monkeypatch.setattr(hf, "write_config", write)
@@ -281,12 +283,12 @@ WRONG = {
     "noise of 1% on a matrix": ("hf", changed(hf, noisy), "layers.2.mlp.up_proj.weight differs by"),
     "gate and up": (
         "hf",
-        swapped("layers/mlp/w_gate_DF", "layers/mlp/w_up_DF"),
+        swapped("gate", "up"),
         "gate and up are swapped",
     ),
     "norms": (
         "hf",
-        swapped("layers/attn_norm/scale_D", "layers/mlp_norm/scale_D"),
+        swapped("attn_norm", "mlp_norm"),
         "none of the usual",
     ),
     "eps": ("hf", misconfigured("norm_eps", 1e-6), "norm eps: rms_norm_eps is 1e-06 .* 1e-05"),
@@ -303,14 +305,14 @@ WRONG = {
 def test_wrong_exports_are_refused_and_their_cause_is_named(runs, tmp_path, monkeypatch, how):
     to, patch, cause = WRONG[how]
     patch(monkeypatch)
-    with pytest.raises(exporter.WrongExport, match=cause) as e:
+    with pytest.raises(convert.WrongExport, match=cause) as e:
         export(runs / "gqa", tmp_path / "x", to)
     print(e.value)
     assert not (tmp_path / "x").exists()
     manifest = (tmp_path / "x.unproven/export.json").read_text()
     verification = json.loads(manifest, parse_constant=pytest.fail)["verification"]
     assert not verification["passed"]
-    assert not proof.within(verification["conversion"], proof.TOLERANCE)
+    assert not compare.within(verification["conversion"], prove.TOLERANCE)
 
 
 UNSEEN = {  # by logits
@@ -324,34 +326,33 @@ UNSEEN = {  # by logits
 def test_what_logits_do_not_show_is_refused_too(runs, tmp_path, monkeypatch, how):
     to, patch, cause = UNSEEN[how]
     patch(monkeypatch)
-    with pytest.raises(exporter.WrongExport, match=cause):
+    with pytest.raises(convert.WrongExport, match=cause):
         export(runs / "gqa", tmp_path / "x", to)
 
 
 def test_a_quantiser_that_loses_too_much_is_refused(runs, tmp_path, monkeypatch):
-    def halved(matrix, type, place, cfg):
-        return encode(
-            matrix / 2 if place.name == "layers/mlp/w_up_DF" else matrix, type, place, cfg
-        )
+    def halved(matrix, dtype, parameter, cfg):
+        matrix = matrix / 2 if parameter.role == "up" else matrix
+        return encode(matrix, dtype, parameter, cfg)
 
     encode = gguf.encode
     monkeypatch.setattr(gguf, "encode", halved)
     cause = r"blk.0.ffn_up.weight differs by .*, more than q8_0 rounds, and 2 more tensors do"
-    with pytest.raises(exporter.WrongExport, match=cause):
+    with pytest.raises(convert.WrongExport, match=cause):
         export(runs / "gqa", tmp_path / "x", "gguf", "q8_0")
 
 
-@pytest.mark.parametrize("type", ("f32", "bf16", "f16", "q8_0", "q4_0"))
-def test_the_limit_of_a_type_is_what_it_rounds(type):
+@pytest.mark.parametrize("dtype", ("f32", "bf16", "f16", "q8_0", "q4_0"))
+def test_the_limit_of_a_type_is_what_it_rounds(dtype):
     """Values of every size down to f16's least, and blocks whose largest is of either sign."""
     x = np.random.default_rng(0).normal(size=(512, 64)).astype(np.float32)
     x *= np.logspace(-8, 4, 512, dtype=np.float32)[:, None]
-    place = weights.Place("layers/mlp/w_gate_DF", 0)
+    gate = Parameter("gate", 0)
     cfg = dataclasses.replace(GQA, mlp_dim_override=512)
-    error = np.abs(gguf.decode(*gguf.encode(x, type, place, cfg)) - x)
-    limit = proof.rounding(x, type)
+    error = np.abs(gguf.rounded(x, dtype, gate, cfg) - x)
+    limit = compare.rounding(x, dtype)
     assert (error <= limit).all()
-    assert type == "f32" or (error >= 0.8 * limit)[-100:].any()  # and is not much less
+    assert dtype == "f32" or (error >= 0.8 * limit)[-100:].any()  # and is not much less
 
 
 CHANGED = {
@@ -370,14 +371,14 @@ CHANGED = {
 
 @pytest.mark.parametrize("field", CHANGED)
 def test_every_field_that_transformers_reads_is_compared(runs, tmp_path, field):
-    checkpoint = open_checkpoint(runs / "gqa")
-    hf.write_config(checkpoint, tmp_path, "f32")
-    hf.write_tokenizer(checkpoint, tmp_path)
+    source = native.read(runs / "gqa")
+    hf.write_config(source, tmp_path, "f32")
+    hf.write_tokenizer(source, tmp_path)
     (tmp_path / "model.safetensors").touch()
-    assert readers.hugging_face(tmp_path, checkpoint).differences == []
+    assert hf_proof.open_files(tmp_path, source).differences == []
     config = json.loads((tmp_path / "config.json").read_text()) | {field: CHANGED[field]}
     weights.write_json(tmp_path / "config.json", config)
-    (said,) = readers.hugging_face(tmp_path, checkpoint).differences
+    (said,) = hf_proof.open_files(tmp_path, source).differences
     assert f"{field} is {CHANGED[field]!r} in config.json, expected" in said
 
 
@@ -387,9 +388,9 @@ def test_every_field_that_transformers_reads_is_compared(runs, tmp_path, field):
 def test_every_field_that_llama_cpp_reads_is_compared(runs, tmp_path, monkeypatch, field):
     real = getattr(GGUFWriter, f"add_{field}")
     monkeypatch.setattr(GGUFWriter, f"add_{field}", lambda writer, n: real(writer, n + 1))
-    checkpoint = open_checkpoint(runs / "gqa")
-    gguf.write(checkpoint, tmp_path, "f32")
-    (said,) = readers.gguf(tmp_path, checkpoint).differences
+    source = native.read(runs / "gqa")
+    gguf.write(source, tmp_path, "f32")
+    (said,) = gguf_proof.open_files(tmp_path, source).differences
     key = field.replace("rope_dimension", "rope.dimension")
     assert f"llama.{key} is " in said and "model.gguf, expected the checkpoint's" in said
 
@@ -402,28 +403,28 @@ def test_an_index_that_names_the_wrong_file_is_refused(runs, tmp_path, monkeypat
 
     monkeypatch.setattr(hf, "write_json", write)
     cause = "model.norm.weight: is not in model-00001-of-00002.safetensors"
-    with pytest.raises(exporter.WrongExport, match=cause):
+    with pytest.raises(convert.WrongExport, match=cause):
         export(runs / "gqa", tmp_path / "x", "hf", shard_bytes=1_000_000)
 
 
 # In a process of its own, for torch.
 REFUSED_META = """
 import sys
-from exports import export, exporter
+from exports import convert, export
 
 def refused(**options):
     try:
         export(sys.argv[1], sys.argv[2], "meta", **options)
-    except (exporter.UserError, exporter.WrongExport) as e:
+    except (convert.UserError, convert.WrongExport) as e:
         print(e)
 
 refused(shards=8)
-shard = exporter.meta._shard
-exporter.meta._shard = lambda values, name, i, shards: (
-    shard(values, name, i, shards) + (i if name == "final_norm/scale_D" else 0))
+shard = convert.meta._shard
+convert.meta._shard = lambda values, role, i, shards: (
+    shard(values, role, i, shards) + (i if role == "final_norm" else 0))
 refused(shards=2)
-exporter.meta._shard = shard
-exporter.meta.to_pairs = lambda matrix, *_: matrix
+convert.meta._shard = shard
+convert.meta.interleave_rope = lambda matrix, *_: matrix
 refused()
 """
 
@@ -465,7 +466,7 @@ import json, sys
 from pathlib import Path
 import exports
 from llama_jax.data.tokenizer import EMBEDDED
-from llama_jax.formats.importer import import_model
+from llama_jax.formats.convert import import_model
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -474,8 +475,9 @@ def status(key):
 directory = Path(sys.argv[1])
 steps = {"import": lambda size: import_model(directory / f"{size}.bin", directory / size, EMBEDDED)}
 for to in sys.argv[2:]:
-    steps[to] = lambda size, to=to: exports.export(
-        directory / size, directory / f"{size}-{to}", to, "f32", shards=2)
+    options = {"shards": 2} if to == "meta" else {}
+    steps[to] = lambda size, to=to, options=options: exports.export(
+        directory / size, directory / f"{size}-{to}", to, "f32", **options)
 figures = {}
 for name, step in steps.items():
     step("small")
@@ -492,7 +494,7 @@ def write_llama2c(path: Path, cfg: ModelConfig) -> None:
     header = (cfg.embed_dim, cfg.mlp_dim, cfg.num_layers, cfg.num_heads, cfg.kv_heads)
     values = np.random.default_rng(0).normal(size=1 << 20).astype(np.float32)
     values /= cfg.embed_dim**0.5
-    left = weights.num_values(cfg) + SEQ_LEN * cfg.head_dim  # with its tables of sines
+    left = num_values(cfg) + SEQ_LEN * cfg.head_dim  # with its tables of sines
     with open(path, "wb") as file:
         file.write(struct.pack("<7i", *header, cfg.vocab_size, SEQ_LEN))
         while left:
@@ -513,10 +515,10 @@ def test_memory_does_not_grow_with_the_number_of_layers(tmp_path, monkeypatch):
     write_llama2c(tmp_path / "large.bin", many)
     done = child(MEMORY, tmp_path, "hf", "gguf", *["meta"] * has_torch())
     assert done.returncode == 0, done.stderr
-    layer_and_embedding = 4 * weights.num_values(one)
+    layer_and_embedding = 4 * num_values(one)
     for name, (grown, peak) in json.loads(done.stdout).items():
         print(f"{name}: {grown / 1e6:.0f} MB more than before, {peak / 1e6:.0f} MB in all")
-        assert grown < layer_and_embedding + 80e6 < 4 * weights.num_values(many) / 3, name
+        assert grown < layer_and_embedding + 80e6 < 4 * num_values(many) / 3, name
         assert peak < layer_and_embedding + 1.5e9, name
 
 
@@ -580,9 +582,9 @@ def corpus_texts() -> list[str]:
 
 
 def test_what_cannot_be_exported_is_said_in_a_line(runs, tmp_path, monkeypatch):
-    def refused(match, to, type="f32", workdir=runs / "gqa", **options):
+    def refused(match, to, dtype="f32", workdir=runs / "gqa", **options):
         with pytest.raises(UserError, match=match) as e:
-            export(workdir, tmp_path / "out", to, type, **options)
+            export(workdir, tmp_path / "out", to, dtype, **options)
         assert "\n" not in str(e.value) and not list(tmp_path.glob("out*"))
 
     refused("--type: got q8_0 for hf, expected one of f32, bf16, f16", "hf", "q8_0")
@@ -599,9 +601,10 @@ def test_what_cannot_be_exported_is_said_in_a_line(runs, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     with pytest.raises(UserError, match="--out: .*here is there already"):
         export(runs / "gqa", tmp_path / "here", "hf")
-    experiment = override(open_checkpoint(runs / "gqa").experiment, "data.tokenizer=no.model")
+    experiment = override(experiment_of(runs / "gqa"), "data.tokenizer=no.model")
+    source = native.read_step(epath.Path(runs / "gqa"), 0, experiment)
     with pytest.raises(UserError, match="data.tokenizer: no file no.model"):
-        Checkpoint(epath.Path(runs / "gqa"), 0, experiment)
+        convert.convert(source, "meta", tmp_path / "out", "f32")
     unigram = vocabulary.parse(MODELS[0].read_bytes())
     unigram.trainer_spec.model_type = unigram.trainer_spec.UNIGRAM
     with pytest.raises(UserError, match="data.tokenizer: model_type is"):

@@ -30,16 +30,17 @@ from exports import (
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.data.tokenizer import EMBEDDED, MUST_SURVIVE
 from llama_jax.experiment import load
-from llama_jax.formats import hf, meta, vocabulary
-from llama_jax.formats.importer import import_model
-from llama_jax.formats.weights import parameter_shapes, shapes
+from llama_jax.formats import hf, meta, native, vocabulary
+from llama_jax.formats.convert import import_model
+from llama_jax.formats.parameters import NAMES, shapes
 from llama_jax.run import checkpoint
+from llama_jax.run.workdir import steps
 
 
-def parameters(workdir: Path) -> dict[str, int]:
-    """The fingerprint of each: the same, or not, to the bit."""
+def fingerprints(workdir: Path) -> dict[str, int]:
+    """Return the fingerprint of each matrix: the same, or not, to the bit."""
     meta = checkpoint.read_meta(epath.Path(workdir), 0)
-    return {name: meta.fingerprints[name] for name in shapes(meta.experiment.model)}
+    return {role: meta.fingerprints[NAMES[role]] for role in shapes(meta.experiment.model)}
 
 
 def same_model(a: Path, b: Path) -> bool:
@@ -50,7 +51,7 @@ def same_model(a: Path, b: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def good(runs, tmp_path_factory) -> Path:
-    """Exports of one model, for tests to import, or to damage copies of."""
+    """Export one model, for tests to import, or to damage copies of."""
     directory = tmp_path_factory.mktemp("good")
     export(runs / "gqa", directory / "hf", "hf", shard_bytes=300_000, verify=False)
     export(runs / "gqa", directory / "gguf", "gguf", verify=False)
@@ -61,28 +62,30 @@ def good(runs, tmp_path_factory) -> Path:
 # There and back
 
 
-@pytest.mark.parametrize("type", ["f32", "bf16"])
-@pytest.mark.parametrize("to, file", [("hf", ""), ("gguf", "model.gguf")])
-def test_there_and_back_no_bit_changes(runs, tmp_path, to, file, type):
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize(
+    "to, file, options", [("hf", "", {"shard_bytes": 300_000}), ("gguf", "model.gguf", {})]
+)
+def test_there_and_back_no_bit_changes(runs, tmp_path, to, file, options, dtype):
     """The weights of these runs are exact in bf16."""
     back = tmp_path / "back"
-    export(runs / "gqa", tmp_path / "out", to, type, shard_bytes=300_000, verify=False)
+    export(runs / "gqa", tmp_path / "out", to, dtype, verify=False, **options)
     import_model(tmp_path / "out" / file, back, None)
-    assert parameters(back) == parameters(runs / "gqa") and same_model(back, runs / "gqa")
+    assert fingerprints(back) == fingerprints(runs / "gqa") and same_model(back, runs / "gqa")
     experiment = experiment_of(back)
-    assert experiment.model.compute_dtype == {"f32": "float32", "bf16": "bfloat16"}[type]
+    assert experiment.model.compute_dtype == {"f32": "float32", "bf16": "bfloat16"}[dtype]
     assert experiment.data.seq_len == 256  # the quickstart's
 
 
 META = """
 import sys
 from exports import export
-from llama_jax.formats.importer import import_model
+from llama_jax.formats.convert import import_model
 from pathlib import Path
-for type in ("f32", "bf16"):
-    out = Path(sys.argv[2]) / type
-    export(sys.argv[1], out, "meta", type, shards=4, verify=False)
-    import_model(out, out.with_name(type + "-back"), None)
+for dtype in ("f32", "bf16"):
+    out = Path(sys.argv[2]) / dtype
+    export(sys.argv[1], out, "meta", dtype, shards=4, verify=False)
+    import_model(out, out.with_name(dtype + "-back"), None)
 """
 
 
@@ -92,17 +95,17 @@ def test_four_shards_of_meta_s_and_back_no_bit_changes(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "bf16").glob("consolidated.0[0-3].pth"))) == 4
     for back in (tmp_path / "f32-back", tmp_path / "bf16-back"):
-        assert parameters(back) == parameters(runs / "mha") and same_model(back, runs / "mha")
+        assert fingerprints(back) == fingerprints(runs / "mha") and same_model(back, runs / "mha")
 
 
 def test_eight_bits_come_back_as_they_are(runs, tmp_path):
     """q8_0 loses something on the way there, and nothing on the way back."""
     export(runs / "gqa", tmp_path / "a", "gguf", "q8_0", verify=False)
     import_model(tmp_path / "a/model.gguf", tmp_path / "back", None)
-    assert parameters(tmp_path / "back") != parameters(runs / "gqa")
+    assert fingerprints(tmp_path / "back") != fingerprints(runs / "gqa")
     export(tmp_path / "back", tmp_path / "b", "gguf", "q8_0", verify=False)
     import_model(tmp_path / "b/model.gguf", tmp_path / "again", None)
-    assert parameters(tmp_path / "again") == parameters(tmp_path / "back")
+    assert fingerprints(tmp_path / "again") == fingerprints(tmp_path / "back")
 
 
 TRANSFORMERS = """
@@ -218,7 +221,7 @@ def test_a_workdir_that_was_moved_has_its_tokenizer(good, tmp_path):
 MEMORY = """
 import struct, sys
 from pathlib import Path
-from llama_jax.formats.importer import import_model
+from llama_jax.formats.convert import import_model
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -254,11 +257,11 @@ def test_an_import_cut_short_is_no_checkpoint_and_one_without_fingerprints_is_da
     workdir, cfg = epath.Path(tmp_path), ModelConfig(num_layers=1, embed_dim=8, num_heads=2)
     experiment = load(str(ROOT / "experiments/quickstart.py"))
     experiment = dataclasses.replace(experiment, model=cfg)
-    for array in checkpoint.create(workdir, experiment, parameter_shapes(cfg)).values():
+    for array in native.create(workdir, experiment).values():
         array.write(0).result()
-    assert checkpoint.steps(workdir) == []
-    checkpoint.finish(workdir, experiment, {})
-    assert checkpoint.steps(workdir) == [0]
+    assert steps(workdir) == []
+    native.finish(workdir, experiment, {})
+    assert steps(workdir) == [0]
     with pytest.raises(checkpoint.DamagedCheckpoint, match="embed_VD is not what was saved"):
         logits_of(tmp_path, np.zeros((1, 4), np.int32))
 
@@ -282,7 +285,7 @@ def change(directory: Path, **fields) -> None:
 
 
 def move(path: Path, to: Callable[[int, int], list[int]]) -> None:
-    """Puts other offsets for the first tensor into a header of safetensors."""
+    """Put other offsets for the first tensor into a header of safetensors."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
@@ -473,7 +476,7 @@ def test_what_cannot_be_written_is_named_and_leaves_nothing(good, tmp_path, monk
         refused(good / "hf", tmp_path, f"--out: cannot write {tmp_path}/run: .*: File too large")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    monkeypatch.setattr(checkpoint, "write", lambda array, values: 1 / 0)
+    monkeypatch.setattr(native, "write_array", lambda array, values: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         import_model(good / "hf", tmp_path / "run", None)
     assert list(tmp_path.iterdir()) == [file]
@@ -504,7 +507,7 @@ DAMAGED_META = """
 import io, os, sys, torch
 from pathlib import Path
 from llama_jax.config import UserError
-from llama_jax.formats.importer import import_model
+from llama_jax.formats.convert import import_model
 
 class Evil:
     def __reduce__(self):

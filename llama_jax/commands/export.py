@@ -1,4 +1,4 @@
-"""export: a model in another framework's format."""
+"""export: a run, or another framework's model, in a format."""
 
 import argparse
 import sys
@@ -6,16 +6,22 @@ from pathlib import Path
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
+from llama_jax.formats import convert, native
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    options.workdir(parser)
-    parser.add_argument("--to", required=True, choices=("hf", "meta", "gguf", "litgpt"))
+    parser.add_argument(
+        "source",
+        metavar="WORKDIR[@STEP]|SOURCE",
+        help="a run, its newest checkpoint unless @STEP; or what import takes",
+    )
+    options.overrides(parser)
+    parser.add_argument("--to", required=True, choices=tuple(convert.export_formats()))
     parser.add_argument("--out", type=Path, required=True, help="the directory to write")
     parser.add_argument(
         "--type",
         default="bf16",
-        choices=("f32", "bf16", "f16", "q8_0", "q4_0"),
+        choices=convert.export_dtypes(),
         help="of the numbers; the last two are of gguf (default: bf16)",
     )
     parser.add_argument(
@@ -33,32 +39,39 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-verify",
         action="store_true",
-        help="do not compare the files' logits with the checkpoint's",
+        help="do not compare the files' logits with the source's",
     )
+    parser.add_argument("--tokenizer", type=Path, help="of SOURCE, where none comes with it")
 
 
 def run(args: argparse.Namespace) -> int:
-    from llama_jax.formats import exporter
-    from llama_jax.formats.weights import Checkpoint
-    from llama_jax.run.checkpoint import open_run
-
-    options = (("--shard-size", args.shard_size, "hf"), ("--shards", args.shards, "meta"))
-    for option, value, to in options:
-        if value is not None and args.to != to:
-            raise UserError(f"{option} belongs to --to {to}; got --to {args.to}")
-    workdir, step, experiment = open_run(args.workdir, args.overrides)
+    shard_bytes = None if args.shard_size is None else round(args.shard_size * 1e9)
+    given = {}
+    for flag, option, value in (
+        ("--shard-size", "shard_bytes", shard_bytes),
+        ("--shards", "shards", args.shards),
+    ):
+        if value is not None:
+            convert.check_option(args.to, option, flag)
+            given[option] = value
     try:
-        manifest = exporter.export(
-            Checkpoint(workdir, step, experiment),
-            args.out,
-            args.to,
-            args.type,
-            shard_bytes=round((args.shard_size or 5.0) * 1e9),
-            shards=args.shards or 1,
-            verify=not args.no_verify,
-        )
-    except exporter.WrongExport as e:
+        verify = not args.no_verify
+        manifest = convert.convert(_open(args), args.to, args.out, args.type, given, verify)
+    except convert.WrongExport as e:
         print(f"llama-jax export: {e}", file=sys.stderr)
         return 1
-    print("\n".join(exporter.summary(args.out, manifest)))
+    print("\n".join(convert.summary(args.out, manifest)))
     return 0
+
+
+def _open(args: argparse.Namespace):
+    """Return the model that is to be exported, as Weights."""
+    from llama_jax.run.checkpoint import open_run
+
+    if convert.format_of(Path(args.source)) in (None, "native"):
+        if args.tokenizer:
+            raise UserError("--tokenizer belongs to SOURCE; for a run, --set data.tokenizer=PATH")
+        return native.read_step(*open_run(args.source, args.overrides))
+    if args.overrides:
+        raise UserError("--set belongs to WORKDIR; got a model of another framework")
+    return convert.open_source(Path(args.source), args.tokenizer)

@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llama_jax.formats.importer import import_model
+    from llama_jax.formats.convert import import_model
 
     experiment = import_model(args.source, args.out, args.tokenizer)
     if Path(experiment.data.tokenizer).exists():

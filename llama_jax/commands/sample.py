@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         if args.tokenizer:
             raise UserError("--tokenizer belongs to --from; for a run, --set data.tokenizer=PATH")
         return _sample_run(args)
-    from llama_jax.formats.importer import import_model
+    from llama_jax.formats.convert import import_model
 
     with tempfile.TemporaryDirectory() as directory:
         args.workdir = f"{directory}/imported"

@@ -1,1 +1,1 @@
-"""Weights of other frameworks: out of a checkpoint, and into one."""
+"""Models in files: read from, and written in, the formats of other frameworks and our own."""

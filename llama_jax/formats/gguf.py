@@ -7,52 +7,50 @@ import numpy as np
 
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.formats import vocabulary
-from llama_jax.formats.weights import (
-    EMBEDDING,
-    HEAD,
-    TYPES,
-    Checkpoint,
-    Place,
-    Source,
+from llama_jax.formats.format import Format
+from llama_jax.formats.parameters import (
+    DTYPES,
+    Parameter,
     cast,
-    check_divisor,
-    check_tensors,
-    from_pairs,
+    deinterleave_rope,
+    interleave_rope,
+    name_in,
     names_in,
-    positive,
     shapes,
-    to_pairs,
 )
+from llama_jax.formats.proofs import gguf as proof
+from llama_jax.formats.weights import Weights, check_divisor, check_tensors, positive
 
 NAMES = {
-    "embed_VD": "token_embd.weight",
-    "layers/attn_norm/scale_D": "blk.{}.attn_norm.weight",
-    "layers/attn/wq_DGRK": "blk.{}.attn_q.weight",
-    "layers/attn/wk_DGK": "blk.{}.attn_k.weight",
-    "layers/attn/wv_DGK": "blk.{}.attn_v.weight",
-    "layers/attn/wo_GRKD": "blk.{}.attn_output.weight",
-    "layers/mlp_norm/scale_D": "blk.{}.ffn_norm.weight",
-    "layers/mlp/w_gate_DF": "blk.{}.ffn_gate.weight",
-    "layers/mlp/w_up_DF": "blk.{}.ffn_up.weight",
-    "layers/mlp/w_down_FD": "blk.{}.ffn_down.weight",
-    "final_norm/scale_D": "output_norm.weight",
-    "lm_head_DV": "output.weight",
+    "embedding": "token_embd.weight",
+    "attn_norm": "blk.{}.attn_norm.weight",
+    "q": "blk.{}.attn_q.weight",
+    "k": "blk.{}.attn_k.weight",
+    "v": "blk.{}.attn_v.weight",
+    "o": "blk.{}.attn_output.weight",
+    "mlp_norm": "blk.{}.ffn_norm.weight",
+    "gate": "blk.{}.ffn_gate.weight",
+    "up": "blk.{}.ffn_up.weight",
+    "down": "blk.{}.ffn_down.weight",
+    "final_norm": "output_norm.weight",
+    "head": "output.weight",
 }
 FILE = "model.gguf"
 QUANTISED = ("q8_0", "q4_0")
 BLOCK = 32  # values of a row that share a scale, in both
 
 
-def write(checkpoint: Checkpoint, out: Path, type: str) -> None:
-    """type: one of TYPES or QUANTISED; norms are f32 in any case. Raises UserError."""
+def write(weights: Weights, out: Path, dtype: str) -> None:
+    """Write one file into the directory `out`. Raise UserError.
+
+    dtype: one of DTYPES or QUANTISED; norms are f32 in any case.
+    """
     import gguf
 
-    if type not in (*TYPES, *QUANTISED):
-        raise UserError(f"--type: got {type}, expected one of {', '.join((*TYPES, *QUANTISED))}")
-    cfg = checkpoint.cfg
+    cfg = weights.cfg
     writer = gguf.GGUFWriter(out / FILE, "llama")
-    writer.add_name(checkpoint.workdir.name)
-    writer.add_context_length(checkpoint.experiment.data.seq_len)
+    writer.add_name(weights.name)
+    writer.add_context_length(weights.seq_len)
     writer.add_embedding_length(cfg.embed_dim)
     writer.add_block_count(cfg.num_layers)
     writer.add_feed_forward_length(cfg.mlp_dim)
@@ -64,60 +62,62 @@ def write(checkpoint: Checkpoint, out: Path, type: str) -> None:
     writer.add_vocab_size(cfg.vocab_size)
     file_types = gguf.LlamaFileType
     writer.add_file_type(
-        file_types.ALL_F32 if type == "f32" else file_types[f"MOSTLY_{type.upper()}"]
+        file_types.ALL_F32 if dtype == "f32" else file_types[f"MOSTLY_{dtype.upper()}"]
     )
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _write_vocabulary(writer, checkpoint)
+    _write_vocabulary(writer, weights)
     names = names_in(NAMES, cfg)
-    for name, place in names.items():
-        shape, kind = shapes(cfg)[place.name], _kind(type, place, cfg)
+    for name, parameter in names.items():
+        shape, kind = shapes(cfg)[parameter.role], _kind(dtype, parameter, cfg)
         block, num_bytes = gguf.GGML_QUANT_SIZES[kind]
         size = int(np.prod(shape)) // block * num_bytes
         writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for place in names.values():
-        matrix = to_pairs(checkpoint.matrix(place), place.name, cfg)
-        writer.write_tensor_data(encode(matrix, type, place, cfg)[0])
+    for parameter in names.values():
+        matrix = interleave_rope(weights.matrix(parameter), parameter.role, cfg)
+        writer.write_tensor_data(encode(matrix, dtype, parameter, cfg)[0])
     writer.close()
 
 
-def _kind(type: str, place: Place, cfg: ModelConfig):
-    """gguf's type of one tensor. What is not of blocks of 32, or a norm, stays f32; of q4_0, the
-    tables of tokens are q8_0, since they are what suffers most."""
+def _kind(dtype: str, parameter: Parameter, cfg: ModelConfig):
+    """Return gguf's type of one tensor. What is not of blocks of 32, or a norm, stays f32; of q4_0,
+    the tables of tokens are q8_0, since they are what suffers most."""
     import gguf
 
-    shape = shapes(cfg)[place.name]
-    if len(shape) == 1 or (type in QUANTISED and shape[1] % BLOCK):
-        type = "f32"
-    elif type == "q4_0" and place.name in (EMBEDDING, HEAD):
-        type = "q8_0"
-    return gguf.GGMLQuantizationType[type.upper()]
+    shape = shapes(cfg)[parameter.role]
+    if len(shape) == 1 or (dtype in QUANTISED and shape[1] % BLOCK):
+        dtype = "f32"
+    elif dtype == "q4_0" and parameter.role in ("embedding", "head"):
+        dtype = "q8_0"
+    return gguf.GGMLQuantizationType[dtype.upper()]
 
 
-def encode(matrix: np.ndarray, type: str, place: Place, cfg: ModelConfig) -> tuple[np.ndarray, Any]:
-    """(what the file holds of a matrix, gguf's type of it)."""
+def encode(
+    matrix: np.ndarray, dtype: str, parameter: Parameter, cfg: ModelConfig
+) -> tuple[np.ndarray, Any]:
+    """Return (what the file holds of a matrix, gguf's type of it)."""
     import gguf
 
-    kind = _kind(type, place, cfg)
-    if kind.name.lower() in TYPES:
-        values = cast(matrix, kind.name.lower(), place)
+    kind = _kind(dtype, parameter, cfg)
+    if kind.name.lower() in DTYPES:
+        values = cast(matrix, kind.name.lower(), parameter)
         return values.view(np.uint8) if kind.name == "BF16" else values, kind
     return gguf.quantize(np.ascontiguousarray(matrix), kind), kind
 
 
-def decode(data: np.ndarray, kind: Any) -> np.ndarray:
-    """fp32, the inverse of encode up to rounding."""
+def rounded(matrix: np.ndarray, dtype: str, parameter: Parameter, cfg: ModelConfig) -> np.ndarray:
+    """Return the fp32 values that encode leaves of a matrix."""
     import gguf
 
-    return gguf.dequantize(data, kind)
+    return gguf.dequantize(*encode(matrix, dtype, parameter, cfg))
 
 
-def _write_vocabulary(writer, checkpoint: Checkpoint) -> None:
-    """Every row of the model needs a token: those that the tokenizer lacks get an unused one."""
-    parsed = checkpoint.vocabulary
-    padding = [f"[PAD{i}]" for i in range(len(parsed.pieces), checkpoint.cfg.vocab_size)]
+def _write_vocabulary(writer, weights: Weights) -> None:
+    """Write a token for every row of the model: an unused one where the tokenizer has none."""
+    parsed = weights.vocabulary
+    padding = [f"[PAD{i}]" for i in range(len(parsed.pieces), weights.cfg.vocab_size)]
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list([p.piece for p in parsed.pieces] + padding)
@@ -133,8 +133,12 @@ def _write_vocabulary(writer, checkpoint: Checkpoint) -> None:
     writer.add_remove_extra_whitespaces(parsed.normalizer_spec.remove_extra_whitespaces)
 
 
-def read(file: Path) -> Source:
-    """Of f32, f16, bf16 and q8_0 tensors. Raises UserError."""
+def is_it(path: Path) -> bool:
+    return path.suffix == ".gguf" and path.is_file()
+
+
+def read(file: Path) -> Weights:
+    """Open a model of f32, f16, bf16 and q8_0 tensors. Raise UserError."""
     import gguf
 
     reader = _open(file)
@@ -150,11 +154,11 @@ def read(file: Path) -> Source:
             raise UserError(f"{file}: {key} is {got!r}, and llama_jax knows {accepted!r} only")
 
     check("general.architecture", field("general.architecture"), "llama")
-    where = {
+    stored = {
         t.name: (t.data_offset, t.data.dtype, t.data.shape, t.tensor_type) for t in reader.tensors
     }
-    embedding = NAMES[EMBEDDING]
-    if embedding not in where:
+    embedding = NAMES["embedding"]
+    if embedding not in stored:
         raise UserError(f"{file}: has no tensor {embedding}")
 
     def number(kind: type, key: str, default: Any = None) -> Any:
@@ -176,33 +180,37 @@ def read(file: Path) -> Source:
         num_heads=heads,
         num_kv_heads=kv_heads,
         mlp_dim_override=number(int, "feed_forward_length"),
-        vocab_size=where[embedding][2][0],
+        vocab_size=stored[embedding][2][0],
         norm_eps=_shortest(number(float, "attention.layer_norm_rms_epsilon")),
         rope_theta=_shortest(number(float, "rope.freq_base", 10_000.0)),
-        tie_embeddings=NAMES[HEAD] not in where,
+        tie_embeddings=NAMES["head"] not in stored,
     )
     for tensor in reader.tensors:
-        if tensor.tensor_type.name.lower() not in (*TYPES, "q8_0"):
+        if tensor.tensor_type.name.lower() not in (*DTYPES, "q8_0"):
             raise UserError(
                 f"{file}: tensor {tensor.name} is of type {tensor.tensor_type.name}, expected "
                 f"F32, F16, BF16 or Q8_0"
             )
     found = {t.name: (file, tuple(map(int, reversed(t.shape)))) for t in reader.tensors}
-    check_tensors(found, {k: shapes(cfg)[place.name] for k, place in names_in(NAMES, cfg).items()})
+    check_tensors(
+        found, {k: shapes(cfg)[parameter.role] for k, parameter in names_in(NAMES, cfg).items()}
+    )
 
-    def matrix(place: Place) -> np.ndarray:
-        offset, dtype, shape, kind = where[NAMES[place.name].format(place.layer)]
+    def matrix(parameter: Parameter) -> np.ndarray:
+        offset, dtype, shape, kind = stored[name_in(NAMES, parameter)]
         data = np.fromfile(file, dtype, int(np.prod(shape)), offset=offset).reshape(shape)
-        return from_pairs(gguf.dequantize(data, kind), place.name, cfg)
+        return deinterleave_rope(gguf.dequantize(data, kind), parameter.role, cfg)
 
-    precision = where[embedding][3].name.lower()
-    return Source(
+    precision = stored[embedding][3].name.lower()
+    return Weights(
+        name=file.stem,
         cfg=cfg,
         seq_len=number(int, "context_length"),
-        type=precision if precision in TYPES else "f32",
-        tokenizer=lambda: _read_vocabulary(file, field),
+        dtype=precision if precision in DTYPES else "f32",
         matrix=matrix,
-        where=lambda place: f"{file}: tensor {NAMES[place.name].format(place.layer)}",
+        where=lambda parameter: f"{file}: tensor {name_in(NAMES, parameter)}",
+        read_tokenizer=lambda: _read_vocabulary(file, field),
+        provenance={"source": str(file)},
     )
 
 
@@ -231,7 +239,7 @@ def _open(file: Path):
 
 
 def _shortest(x: float) -> float:
-    """The number with the fewest digits that is this one in fp32: 1e-05 for 9.99999974e-06."""
+    """Return the number with the fewest digits that is x in fp32: 1e-05 for 9.99999974e-06."""
     return float(str(np.float32(x)))
 
 
@@ -259,3 +267,14 @@ def _read_vocabulary(file: Path, field) -> bytes:
         special,
         bool(field("tokenizer.ggml.remove_extra_whitespaces", False)),
     )
+
+
+FORMAT = Format(
+    is_it=is_it,
+    read=read,
+    write=write,
+    dtypes=(*DTYPES, *QUANTISED),
+    rounded=rounded,
+    open_files=proof.open_files,
+    keeps_spaces=True,
+)

@@ -1,65 +1,67 @@
 """Hugging Face: sharded safetensors, config.json, tokenizer.json, for transformers 4 and 5."""
 
-import json
 import math
-from operator import index
 from pathlib import Path
 from typing import Any
 
 from llama_jax.config import ModelConfig, UserError
-from llama_jax.formats import vocabulary
-from llama_jax.formats.weights import (
-    EMBEDDING,
-    HEAD,
-    TYPES,
-    Checkpoint,
-    Place,
-    Source,
-    Tensor,
+from llama_jax.formats import safetensors, vocabulary
+from llama_jax.formats.format import Format
+from llama_jax.formats.parameters import (
+    DTYPES,
+    Parameter,
     cast,
-    check_divisor,
-    check_tensors,
+    name_in,
     names_in,
     num_values,
-    places,
+    parameters,
+    shapes,
+)
+from llama_jax.formats.proofs import hf as proof
+from llama_jax.formats.weights import (
+    StoredArray,
+    Weights,
+    check_divisor,
+    check_tensors,
     positive,
     read_if_there,
     read_json,
-    shapes,
     write_json,
 )
 
 NAMES = {
-    "embed_VD": "model.embed_tokens.weight",
-    "layers/attn_norm/scale_D": "model.layers.{}.input_layernorm.weight",
-    "layers/attn/wq_DGRK": "model.layers.{}.self_attn.q_proj.weight",
-    "layers/attn/wk_DGK": "model.layers.{}.self_attn.k_proj.weight",
-    "layers/attn/wv_DGK": "model.layers.{}.self_attn.v_proj.weight",
-    "layers/attn/wo_GRKD": "model.layers.{}.self_attn.o_proj.weight",
-    "layers/mlp_norm/scale_D": "model.layers.{}.post_attention_layernorm.weight",
-    "layers/mlp/w_gate_DF": "model.layers.{}.mlp.gate_proj.weight",
-    "layers/mlp/w_up_DF": "model.layers.{}.mlp.up_proj.weight",
-    "layers/mlp/w_down_FD": "model.layers.{}.mlp.down_proj.weight",
-    "final_norm/scale_D": "model.norm.weight",
-    "lm_head_DV": "lm_head.weight",
+    "embedding": "model.embed_tokens.weight",
+    "attn_norm": "model.layers.{}.input_layernorm.weight",
+    "q": "model.layers.{}.self_attn.q_proj.weight",
+    "k": "model.layers.{}.self_attn.k_proj.weight",
+    "v": "model.layers.{}.self_attn.v_proj.weight",
+    "o": "model.layers.{}.self_attn.o_proj.weight",
+    "mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "gate": "model.layers.{}.mlp.gate_proj.weight",
+    "up": "model.layers.{}.mlp.up_proj.weight",
+    "down": "model.layers.{}.mlp.down_proj.weight",
+    "final_norm": "model.norm.weight",
+    "head": "lm_head.weight",
 }
-DTYPES = {"f32": "F32", "bf16": "BF16", "f16": "F16"}  # safetensors' names
 INDEX = "model.safetensors.index.json"
 
 
-def write(checkpoint: Checkpoint, out: Path, type: str, shard_bytes: int) -> None:
-    """Everything from_pretrained() looks for, into the directory `out`."""
-    write_config(checkpoint, out, type)
-    write_tokenizer(checkpoint, out)
-    size = TYPES[type].itemsize
-    shards: list[list[Place]] = [[]]
+def write(weights: Weights, out: Path, dtype: str, shard_bytes: int) -> None:
+    """Write everything from_pretrained() looks for into the directory `out`.
+
+    shard_bytes: of a file at the most, or one tensor.
+    """
+    write_config(weights, out, dtype)
+    write_tokenizer(weights, out)
+    size = DTYPES[dtype].itemsize
+    shards: list[list[Parameter]] = [[]]
     used = 0
-    for place in places(checkpoint.cfg):
-        num_bytes = size * math.prod(shapes(checkpoint.cfg)[place.name])
+    for parameter in parameters(weights.cfg):
+        num_bytes = size * math.prod(shapes(weights.cfg)[parameter.role])
         if shards[-1] and used + num_bytes > shard_bytes:
             shards.append([])
             used = 0
-        shards[-1].append(place)
+        shards[-1].append(parameter)
         used += num_bytes
     files = {
         f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors": shard
@@ -68,42 +70,32 @@ def write(checkpoint: Checkpoint, out: Path, type: str, shard_bytes: int) -> Non
     if len(shards) == 1:
         files = {"model.safetensors": shards[0]}
     for name, shard in files.items():
-        _write_shard(checkpoint, out / name, type, shard)
+        _write_shard(weights, out / name, dtype, shard)
     if len(shards) > 1:
         index = {
-            "metadata": {"total_size": num_values(checkpoint.cfg) * size},
-            "weight_map": {_name(place): file for file, shard in files.items() for place in shard},
+            "metadata": {"total_size": num_values(weights.cfg) * size},
+            "weight_map": {name_in(NAMES, p): file for file, shard in files.items() for p in shard},
         }
         write_json(out / INDEX, index)
 
 
-def _name(place: Place) -> str:
-    return NAMES[place.name].format(place.layer)
+def _write_shard(weights: Weights, path: Path, dtype: str, shard: list[Parameter]) -> None:
+    all_shapes = shapes(weights.cfg)
+    safetensors.write(
+        path,
+        {name_in(NAMES, parameter): all_shapes[parameter.role] for parameter in shard},
+        dtype,
+        (cast(weights.matrix(parameter), dtype, parameter) for parameter in shard),
+    )
 
 
-def _write_shard(checkpoint: Checkpoint, path: Path, type: str, shard: list[Place]) -> None:
-    header: dict = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for place in shard:
-        shape = shapes(checkpoint.cfg)[place.name]
-        start, end = end, end + TYPES[type].itemsize * math.prod(shape)
-        offsets = {"dtype": DTYPES[type], "shape": shape, "data_offsets": [start, end]}
-        header[_name(place)] = offsets
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for place in shard:
-            cast(checkpoint.matrix(place), type, place).tofile(file)
-
-
-def write_config(checkpoint: Checkpoint, out: Path, type: str) -> None:
-    """config.json and generation_config.json."""
-    cfg = checkpoint.cfg
-    dtype = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}[type]
+def write_config(weights: Weights, out: Path, dtype: str) -> None:
+    """Write config.json and generation_config.json."""
+    cfg = weights.cfg
+    torch_dtype = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}[dtype]
     special = {
-        "bos_token_id": checkpoint.vocabulary.trainer_spec.bos_id,
-        "eos_token_id": checkpoint.vocabulary.trainer_spec.eos_id,
+        "bos_token_id": weights.vocabulary.trainer_spec.bos_id,
+        "eos_token_id": weights.vocabulary.trainer_spec.eos_id,
     }
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -115,7 +107,7 @@ def write_config(checkpoint: Checkpoint, out: Path, type: str) -> None:
         "num_key_value_heads": cfg.kv_heads,
         "head_dim": cfg.head_dim,
         "vocab_size": cfg.vocab_size,
-        "max_position_embeddings": checkpoint.experiment.data.seq_len,
+        "max_position_embeddings": weights.seq_len,
         "rms_norm_eps": cfg.norm_eps,
         "hidden_act": "silu",
         "attention_bias": False,
@@ -124,7 +116,7 @@ def write_config(checkpoint: Checkpoint, out: Path, type: str) -> None:
         "initializer_range": cfg.init_std,
         **special,
         # transformers 4 reads the first of each pair, 5 the second.
-        **{"torch_dtype": dtype, "dtype": dtype},
+        **{"torch_dtype": torch_dtype, "dtype": torch_dtype},
         "rope_theta": cfg.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
     }
@@ -132,48 +124,59 @@ def write_config(checkpoint: Checkpoint, out: Path, type: str) -> None:
     write_json(out / "generation_config.json", special)
 
 
-def write_tokenizer(checkpoint: Checkpoint, out: Path) -> None:
-    """tokenizer.model, tokenizer.json and tokenizer_config.json.
+def write_tokenizer(weights: Weights, out: Path) -> None:
+    """Write tokenizer.model, tokenizer.json and tokenizer_config.json.
 
     The class is PreTrainedTokenizerFast because transformers 5's LlamaTokenizer puts a normalizer
-    of its own in the place of tokenizer.json's, which gives other ids for leading spaces.
+    of its own in the parameter of tokenizer.json's, which gives other ids for leading spaces.
     """
-    trainer, pieces = checkpoint.vocabulary.trainer_spec, checkpoint.vocabulary.pieces
-    (out / "tokenizer.model").write_bytes(checkpoint.tokenizer)
-    write_json(out / "tokenizer.json", vocabulary.hugging_face(checkpoint.vocabulary))
+    trainer, pieces = weights.vocabulary.trainer_spec, weights.vocabulary.pieces
+    (out / "tokenizer.model").write_bytes(weights.tokenizer)
+    write_json(out / "tokenizer.json", vocabulary.hugging_face(weights.vocabulary))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": pieces[trainer.bos_id].piece,
         "eos_token": pieces[trainer.eos_id].piece,
         "unk_token": pieces[trainer.unk_id].piece,
-        "model_max_length": checkpoint.experiment.data.seq_len,
+        "model_max_length": weights.seq_len,
         "clean_up_tokenization_spaces": False,
     }
     write_json(out / "tokenizer_config.json", config)
 
 
-def read(directory: Path) -> Source:
-    """Raises UserError for what is damaged, missing or no LLaMA."""
+def is_it(path: Path) -> bool:
+    return (path / "config.json").exists()
+
+
+def read(directory: Path) -> Weights:
+    """Open a model. Raise UserError for what is damaged, missing or no LLaMA."""
     file = directory / "config.json"
     config = read_json(file)
     cfg, seq_len = _model_config(file, config), config.get("max_position_embeddings", 2048)
     found = tensors(directory)
     names = names_in(NAMES, cfg)
-    expected = {name: shapes(cfg)[place.name] for name, place in names.items()}
-    ignored = ["rotary_emb.inv_freq", *([NAMES[HEAD]] if cfg.tie_embeddings else [])]
+    expected = {name: shapes(cfg)[parameter.role] for name, parameter in names.items()}
+    ignored = ["rotary_emb.inv_freq", *([NAMES["head"]] if cfg.tie_embeddings else [])]
     check_tensors({k: (t.file, t.shape) for k, t in found.items()}, expected, ignored)
-    return Source(
+
+    def where(parameter: Parameter) -> str:
+        name = name_in(NAMES, parameter)
+        return f"{found[name].file}: tensor {name}"
+
+    return Weights(
+        name=directory.name,
         cfg=cfg,
         seq_len=positive(int, file, "max_position_embeddings", seq_len),
-        type=found[NAMES[EMBEDDING]].type,
-        tokenizer=lambda: _read_tokenizer(directory, config),
-        matrix=lambda place: found[_name(place)].read(),
-        where=lambda place: f"{found[_name(place)].file}: tensor {_name(place)}",
+        dtype=found[NAMES["embedding"]].dtype_name,
+        matrix=lambda parameter: found[name_in(NAMES, parameter)].read(),
+        where=where,
+        read_tokenizer=lambda: _read_tokenizer(directory, config),
+        provenance={"source": str(directory)},
     )
 
 
 def _read_tokenizer(directory: Path, config: dict) -> bytes | None:
-    """tokenizer.model, or what tokenizer.json says in its stead."""
+    """Return tokenizer.model, or what tokenizer.json says in its stead."""
     file = directory / "tokenizer.json"
     if (directory / "tokenizer.model").exists() or not file.exists():
         return read_if_there(directory / "tokenizer.model")
@@ -228,8 +231,8 @@ def _model_config(file: Path, config: dict) -> ModelConfig:
     )
 
 
-def tensors(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of the files that the index names, or of the only one."""
+def tensors(directory: Path) -> dict[str, StoredArray]:
+    """Return every tensor of the files that the index names, or of the only one."""
     if (directory / INDEX).exists():
         weight_map = read_json(directory / INDEX).get("weight_map", {})
         files = [directory / name for name in sorted(set(weight_map.values()))]
@@ -241,44 +244,18 @@ def tensors(directory: Path) -> dict[str, Tensor]:
         weight_map, files = {}, [directory / "model.safetensors"]
         if not files[0].exists():
             raise UserError(f"{directory}: has neither {INDEX} nor {files[0].name}")
-    found = {name: tensor for file in files for name, tensor in shard(file).items()}
+    found = {name: tensor for file in files for name, tensor in safetensors.read(file).items()}
     for name, file in weight_map.items():
         if name not in found or found[name].file.name != file:
             raise UserError(f"{directory / file}: has no tensor {name}, but {INDEX} says so")
     return found
 
 
-def shard(file: Path) -> dict[str, Tensor]:
-    dtypes = {name: TYPES[type] for type, name in DTYPES.items()}
-    size = file.stat().st_size
-    with open(file, "rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        text = opened.read(min(length, size))
-    try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        entries = {}
-        for name, entry in header.items():
-            start, end = map(index, entry["data_offsets"])
-            entries[name] = str(entry["dtype"]), tuple(map(index, entry["shape"])), start, end
-    except (ValueError, AttributeError, KeyError, TypeError) as e:
-        raise UserError(f"{file}: is truncated or not safetensors, by its header") from e
-    tensors = {}
-    for name, (dtype, shape, start, end) in entries.items():
-        if dtype not in dtypes:
-            raise UserError(
-                f"{file}: tensor {name} is of type {dtype}, expected {', '.join(dtypes)}"
-            )
-        num_bytes = dtypes[dtype].itemsize * math.prod(shape)
-        if not 0 <= start <= end or end - start != num_bytes:
-            raise UserError(
-                f"{file}: tensor {name} has data_offsets {start} to {end}, expected {num_bytes} "
-                f"bytes for shape {shape}"
-            )
-        if 8 + length + end > size:
-            raise UserError(
-                f"{file}: is truncated: tensor {name} ends at byte {8 + length + end}, the file at "
-                f"{size}"
-            )
-        tensors[name] = Tensor(file, dtypes[dtype], shape, 8 + length + start)
-    return tensors
+FORMAT = Format(
+    is_it=is_it,
+    read=read,
+    write=write,
+    dtypes=tuple(DTYPES),
+    options={"shard_bytes": 5_000_000_000},
+    open_files=proof.open_files,
+)

@@ -7,19 +7,31 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.config import ModelConfig, UserError
-from llama_jax.formats.weights import TYPES, Place, Source, Tensor, from_pairs, shapes
+from llama_jax.formats.format import Format
+from llama_jax.formats.parameters import (
+    DTYPES,
+    NAMES,
+    OF_LAYERS,
+    Parameter,
+    deinterleave_rope,
+    shapes,
+)
+from llama_jax.formats.weights import StoredArray, Weights
 
 HEADER = struct.Struct("<7i")
 ORDER = (
-    *("embed_VD", "layers/attn_norm/scale_D"),
-    *("layers/attn/wq_DGRK", "layers/attn/wk_DGK", "layers/attn/wv_DGK", "layers/attn/wo_GRKD"),
-    *("layers/mlp_norm/scale_D", "layers/mlp/w_gate_DF", "layers/mlp/w_down_FD"),
-    *("layers/mlp/w_up_DF", "final_norm/scale_D"),
+    *("embedding", "attn_norm", "q", "k", "v", "o"),
+    *("mlp_norm", "gate", "down", "up", "final_norm"),
 )
 
 
-def read(file: Path) -> Source:
-    """The norm eps is 1e-5 in all of llama2.c's models, and not in the file. Raises UserError."""
+def is_it(path: Path) -> bool:
+    return path.suffix == ".bin" and path.is_file()
+
+
+def read(file: Path) -> Weights:
+    """Open a model. The norm eps is 1e-5 in all of llama2.c's, and not in the file. Raise
+    UserError."""
     size = file.stat().st_size
     with open(file, "rb") as opened:
         head = opened.read(HEADER.size)
@@ -40,36 +52,42 @@ def read(file: Path) -> Source:
         norm_eps=1e-5,
         tie_embeddings=vocab > 0,  # which is how the file says it
     )
-    tensors: dict[Place, Tensor] = {}
+    tensors: dict[Parameter, StoredArray] = {}
     offset = HEADER.size
 
-    def add(name: str, layer: int | None) -> None:
+    def add(role: str, layer: int | None = None) -> None:
         nonlocal offset
-        tensor = Tensor(file, TYPES["f32"], shapes(cfg)[name], offset)
-        tensors[Place(name, layer)] = tensor
+        tensor = StoredArray(file, DTYPES["f32"], shapes(cfg)[role], offset)
+        tensors[Parameter(role, layer)] = tensor
         offset += 4 * math.prod(tensor.shape)
         if offset > size:
             raise UserError(
-                f"{file}: is truncated: tensor {name} ends at byte {offset}, the file at {size}"
+                f"{file}: is truncated: tensor {NAMES[role]} ends at byte {offset}, the file at "
+                f"{size}"
             )
 
-    for name in ORDER:
-        for layer in range(layers) if name.startswith("layers/") else [None]:
-            add(name, layer)
+    for role in ORDER:
+        for layer in range(layers) if role in OF_LAYERS else [None]:
+            add(role, layer)
     offset += 4 * seq_len * cfg.head_dim  # tables of sines and cosines
     if not cfg.tie_embeddings:
-        add("lm_head_DV", None)
+        add("head")
     if offset != size:
         raise UserError(f"{file}: has {size} bytes, and its header asks for {offset}")
 
-    def matrix(place: Place) -> np.ndarray:
-        return from_pairs(tensors[place].read(), place.name, cfg)
+    def matrix(parameter: Parameter) -> np.ndarray:
+        return deinterleave_rope(tensors[parameter].read(), parameter.role, cfg)
 
-    return Source(
+    return Weights(
+        name=file.stem,
         cfg=cfg,
         seq_len=seq_len,
-        type="f32",
-        tokenizer=lambda: None,
+        dtype="f32",
         matrix=matrix,
-        where=lambda place: f"{file}: tensor {place.name}",
+        where=lambda parameter: f"{file}: tensor {NAMES[parameter.role]}",
+        read_tokenizer=lambda: None,
+        provenance={"source": str(file)},
     )
+
+
+FORMAT = Format(is_it=is_it, read=read)

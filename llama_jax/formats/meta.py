@@ -6,47 +6,53 @@ import numpy as np
 
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.formats import pth
-from llama_jax.formats.weights import (
-    HEAD,
-    QUERY,
-    Checkpoint,
-    Place,
-    Source,
+from llama_jax.formats.format import Format
+from llama_jax.formats.parameters import (
+    DTYPES,
+    Parameter,
     cast,
+    deinterleave_rope,
+    interleave_rope,
+    name_in,
+    names_in,
+    shapes,
+)
+from llama_jax.formats.proofs import meta as proof
+from llama_jax.formats.weights import (
+    Weights,
     check_divisor,
     check_tensors,
-    from_pairs,
-    names_in,
     positive,
     read_if_there,
     read_json,
-    shapes,
-    to_pairs,
     write_json,
 )
 
 NAMES = {
-    "embed_VD": "tok_embeddings.weight",
-    "layers/attn_norm/scale_D": "layers.{}.attention_norm.weight",
-    "layers/attn/wq_DGRK": "layers.{}.attention.wq.weight",
-    "layers/attn/wk_DGK": "layers.{}.attention.wk.weight",
-    "layers/attn/wv_DGK": "layers.{}.attention.wv.weight",
-    "layers/attn/wo_GRKD": "layers.{}.attention.wo.weight",
-    "layers/mlp_norm/scale_D": "layers.{}.ffn_norm.weight",
-    "layers/mlp/w_gate_DF": "layers.{}.feed_forward.w1.weight",
-    "layers/mlp/w_up_DF": "layers.{}.feed_forward.w3.weight",
-    "layers/mlp/w_down_FD": "layers.{}.feed_forward.w2.weight",
-    "final_norm/scale_D": "norm.weight",
-    "lm_head_DV": "output.weight",
+    "embedding": "tok_embeddings.weight",
+    "attn_norm": "layers.{}.attention_norm.weight",
+    "q": "layers.{}.attention.wq.weight",
+    "k": "layers.{}.attention.wk.weight",
+    "v": "layers.{}.attention.wv.weight",
+    "o": "layers.{}.attention.wo.weight",
+    "mlp_norm": "layers.{}.ffn_norm.weight",
+    "gate": "layers.{}.feed_forward.w1.weight",
+    "up": "layers.{}.feed_forward.w3.weight",
+    "down": "layers.{}.feed_forward.w2.weight",
+    "final_norm": "norm.weight",
+    "head": "output.weight",
 }
 # The axis of [out, in] along which the shards of a model-parallel job split a matrix: what each
 # of them computes alone. Norms are in every shard.
-SPLIT_INPUTS = ("embed_VD", "layers/attn/wo_GRKD", "layers/mlp/w_down_FD")
+SPLIT_INPUTS = ("embedding", "o", "down")
 
 
-def write(checkpoint: Checkpoint, out: Path, type: str, shards: int) -> None:
-    """shards: 1 for 7B, 2, 4 and 8 for 13B, 33B and 65B in Meta's release. Raises UserError."""
-    cfg = checkpoint.cfg
+def write(weights: Weights, out: Path, dtype: str, shards: int) -> None:
+    """Write a release into the directory `out`. Raise UserError.
+
+    shards: 1 for 7B, 2, 4 and 8 for 13B, 33B and 65B in Meta's own.
+    """
+    cfg = weights.cfg
     for field, size in (
         ("num_kv_heads", cfg.kv_heads),
         ("mlp_dim", cfg.mlp_dim),
@@ -54,43 +60,44 @@ def write(checkpoint: Checkpoint, out: Path, type: str, shards: int) -> None:
     ):
         if size % shards:
             raise UserError(f"--shards: got {shards}, expected a divisor of model.{field}={size}")
-    all_shapes = shapes(cfg) | {HEAD: shapes(cfg)["embed_VD"]}
-    names = names_in(NAMES, cfg) | {NAMES[HEAD]: Place(HEAD, None)}
+    all_shapes = shapes(cfg) | {"head": shapes(cfg)["embedding"]}
+    names = names_in(NAMES, cfg) | {NAMES["head"]: Parameter("head")}
     parts = {
-        name: _part(all_shapes[place.name], place.name, shards) for name, place in names.items()
+        name: _part(all_shapes[parameter.role], parameter.role, shards)
+        for name, parameter in names.items()
     }
-    writers = [pth.Writer(out / f"consolidated.{i:02d}.pth", parts, type) for i in range(shards)]
-    for name, place in names.items():
-        tied = place.name == HEAD and cfg.tie_embeddings  # the format has no word for it
-        matrix = checkpoint.matrix(Place("embed_VD", None) if tied else place)
-        values = cast(to_pairs(matrix, place.name, cfg), type, place)
+    writers = [pth.Writer(out / f"consolidated.{i:02d}.pth", parts, dtype) for i in range(shards)]
+    for name, parameter in names.items():
+        tied = parameter.role == "head" and cfg.tie_embeddings  # the format has no word for it
+        matrix = weights.matrix(Parameter("embedding") if tied else parameter)
+        values = cast(interleave_rope(matrix, parameter.role, cfg), dtype, parameter)
         for i, writer in enumerate(writers):
-            writer.write(name, _shard(values, place.name, i, shards))
+            writer.write(name, _shard(values, parameter.role, i, shards))
     for writer in writers:
         writer.close()
     write_json(out / "params.json", _params(cfg))
-    (out / "tokenizer.model").write_bytes(checkpoint.tokenizer)
+    (out / "tokenizer.model").write_bytes(weights.tokenizer)
 
 
-def _axis(name: str) -> int:
-    return 1 if name in SPLIT_INPUTS else 0
+def _axis(role: str) -> int:
+    return 1 if role in SPLIT_INPUTS else 0
 
 
-def _part(shape: tuple[int, ...], name: str, shards: int) -> tuple[int, ...]:
-    """The shape of a matrix in one of the shards. Raises UserError if it cannot be split so."""
+def _part(shape: tuple[int, ...], role: str, shards: int) -> tuple[int, ...]:
+    """Return the shape of a matrix in one of the shards."""
     if len(shape) == 1:
         return shape
     part = list(shape)
-    part[_axis(name)] //= shards
+    part[_axis(role)] //= shards
     return tuple(part)
 
 
-def _shard(values: np.ndarray, name: str, i: int, shards: int) -> np.ndarray:
-    return values if values.ndim == 1 else np.split(values, shards, _axis(name))[i]
+def _shard(values: np.ndarray, role: str, i: int, shards: int) -> np.ndarray:
+    return values if values.ndim == 1 else np.split(values, shards, _axis(role))[i]
 
 
 def _params(cfg: ModelConfig) -> dict:
-    """params.json, from which Meta's code has to find the width of the SwiGLU by its own rule:
+    """Return params.json, from which Meta's code finds the width of the SwiGLU by its own rule:
     2/3 of 4 * dim, times ffn_dim_multiplier if there is one, rounded up to a multiple_of."""
     plain = 8 * cfg.embed_dim // 3
     fits = [m for m in range(256, 0, -1) if -(-plain // m) * m == cfg.mlp_dim]
@@ -111,8 +118,13 @@ def _params(cfg: ModelConfig) -> dict:
     }
 
 
-def read(directory: Path) -> Source:
-    """Of any number of shards. Raises UserError for what is damaged, missing or no LLaMA."""
+def is_it(path: Path) -> bool:
+    return (path / "params.json").exists()
+
+
+def read(directory: Path) -> Weights:
+    """Open a model of any number of shards. Raise UserError for what is damaged, missing or no
+    LLaMA."""
     file = directory / "params.json"
     params = read_json(file)
     dim, heads = (positive(int, file, field, params.get(field)) for field in ("dim", "n_heads"))
@@ -125,7 +137,7 @@ def read(directory: Path) -> Source:
     found = [pth.read(path) for path in files]
     first = found[0]
     gate, query, embedding = (
-        NAMES[name].format(0) for name in ("layers/mlp/w_gate_DF", QUERY, "embed_VD")
+        name_in(NAMES, Parameter(role, 0)) for role in ("gate", "q", "embedding")
     )
     for name in (gate, query, embedding):
         if name not in first or len(first[name].shape) != 2:
@@ -148,29 +160,31 @@ def read(directory: Path) -> Source:
     names = names_in(NAMES, cfg)
     for path, shard in zip(files, found, strict=True):
         expected = {
-            name: _part(shapes(cfg)[place.name], place.name, len(files))
-            for name, place in names.items()
+            name: _part(shapes(cfg)[parameter.role], parameter.role, len(files))
+            for name, parameter in names.items()
         }
         check_tensors({k: (path, t.shape) for k, t in shard.items()}, expected, ["rope.freqs"])
 
-    def matrix(place: Place) -> np.ndarray:
-        name = NAMES[place.name].format(place.layer)
+    def matrix(parameter: Parameter) -> np.ndarray:
+        name = name_in(NAMES, parameter)
         shards = [shard[name].read() for shard in found]
-        whole = shards[0] if shards[0].ndim == 1 else np.concatenate(shards, _axis(place.name))
-        return from_pairs(whole, place.name, cfg)
+        whole = shards[0] if shards[0].ndim == 1 else np.concatenate(shards, _axis(parameter.role))
+        return deinterleave_rope(whole, parameter.role, cfg)
 
-    return Source(
+    return Weights(
+        name=directory.name,
         cfg=cfg,
         seq_len=2048,  # the format does not say
-        type=first[embedding].type,
-        tokenizer=lambda: read_if_there(directory / "tokenizer.model"),
+        dtype=first[embedding].dtype_name,
         matrix=matrix,
-        where=lambda place: f"{directory}: tensor {NAMES[place.name].format(place.layer)}",
+        where=lambda parameter: f"{directory}: tensor {name_in(NAMES, parameter)}",
+        read_tokenizer=lambda: read_if_there(directory / "tokenizer.model"),
+        provenance={"source": str(directory)},
     )
 
 
 def _files(directory: Path) -> list[Path]:
-    """The shards there are, in order. Raises UserError if one before the last is missing."""
+    """Return the shards there are, in order. Raise UserError if one before the last is missing."""
     files = sorted(directory.glob("consolidated.*.pth"))
     for i, file in enumerate(files):
         expected = directory / f"consolidated.{i:02d}.pth"
@@ -179,3 +193,13 @@ def _files(directory: Path) -> list[Path]:
     if not files:
         raise UserError(f"{directory / 'consolidated.00.pth'}: is missing")
     return files
+
+
+FORMAT = Format(
+    is_it=is_it,
+    read=read,
+    write=write,
+    dtypes=tuple(DTYPES),
+    options={"shards": 1},
+    open_files=proof.open_files,
+)

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from llama_jax.config import UserError
-from llama_jax.formats.weights import TYPES, Tensor
+from llama_jax.formats.parameters import DTYPES
+from llama_jax.formats.weights import StoredArray
 
 
 def import_torch() -> Any:
-    """PyTorch. Raises UserError if it is not installed: only .pth files need it."""
+    """Return PyTorch. Raise UserError if it is not installed: only .pth files need it."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as e:
@@ -25,12 +26,12 @@ def import_torch() -> Any:
 class Writer:
     """A file that torch.load reads, of tensors of one type."""
 
-    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]], type: str):
-        """shapes: of the tensors, by name."""
+    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]], dtype: str):
+        """Make the file, with room for the tensors. shapes: of each, by name."""
         torch = import_torch()
-        dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[type]
+        of_torch = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[dtype]
         with torch._subclasses.FakeTensorMode():
-            tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+            tensors = {name: torch.empty(shape, dtype=of_torch) for name, shape in shapes.items()}
         # Makes the whole file but leaves out the values, which are a hole in it until then.
         with torch.serialization.skip_data(materialize_fake_tensors=True):
             torch.save(tensors, path)
@@ -39,11 +40,11 @@ class Writer:
         # PyTorch numbers the data of tensors as it meets them.
         self._entries = {name: entries[f"data/{i}"] for i, name in enumerate(shapes)}
         self._checksums: dict[str, int] = {}
-        self._shapes, self._type = shapes, type
+        self._shapes, self._dtype = shapes, DTYPES[dtype]
         self._file = open(path, "r+b")
 
     def write(self, name: str, values: np.ndarray) -> None:
-        assert values.shape == self._shapes[name] and values.dtype == TYPES[self._type]
+        assert values.shape == self._shapes[name] and values.dtype == self._dtype
         start = self._entries[name].header_offset
         self._file.seek(start)
         header = self._file.read(30)
@@ -54,21 +55,21 @@ class Writer:
         self._checksums[self._entries[name].filename] = zlib.crc32(data)
 
     def close(self) -> None:
-        """Puts the checksums in, which PyTorch does not look at but zip tools do."""
+        """Put the checksums in, which PyTorch does not look at but zip tools do."""
         with zipfile.ZipFile(self._file) as archive:
-            entries, place = archive.infolist(), archive.start_dir
+            entries, position = archive.infolist(), archive.start_dir
         for entry in entries:
             if entry.filename in self._checksums:
-                self._file.seek(place + 16)
+                self._file.seek(position + 16)
                 self._file.write(self._checksums[entry.filename].to_bytes(4, "little"))
-            place += 46 + len(entry.filename.encode()) + len(entry.extra) + len(entry.comment)
+            position += 46 + len(entry.filename.encode()) + len(entry.extra) + len(entry.comment)
         self._file.close()
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """Where in a file its tensors are, by name. Nothing but tensors is ever unpickled.
+def read(path: Path) -> dict[str, StoredArray]:
+    """Return where in a file its tensors are, by name. Nothing but tensors is ever unpickled.
 
-    Raises UserError.
+    Raise UserError.
     """
     torch = import_torch()
     if not zipfile.is_zipfile(path):
@@ -102,5 +103,5 @@ def read(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path}: tensor {name} is not stored row by row")
         start = value.untyped_storage()._checkpoint_offset
         start += value.storage_offset() * value.element_size()
-        tensors[name] = Tensor(path, TYPES[dtypes[value.dtype]], tuple(value.shape), start)
+        tensors[name] = StoredArray(path, DTYPES[dtypes[value.dtype]], tuple(value.shape), start)
     return tensors

@@ -12,14 +12,14 @@ METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first
 
 
 def _proto() -> Any:
-    """SentencePiece's messages, whose classes are made at run time."""
+    """Return SentencePiece's messages, whose classes are made at run time."""
     from sentencepiece import sentencepiece_model_pb2
 
     return sentencepiece_model_pb2
 
 
 def parse(model: bytes):
-    """The ModelProto of a tokenizer of LLaMA's kind. Raises UserError for any other kind."""
+    """Return the ModelProto of a tokenizer of LLaMA's kind. Raise UserError for any other kind."""
     parsed = _proto().ModelProto.FromString(model)
     trainer, normalizer = parsed.trainer_spec, parsed.normalizer_spec
     for field, got, accepted in (
@@ -39,7 +39,7 @@ def parse(model: bytes):
 
 
 def check_size(pieces: int, vocab_size: int, where: str) -> None:
-    """Raises UserError if the tokenizer has tokens that the model has no row for."""
+    """Raise UserError if the tokenizer has tokens that the model has no row for."""
     if pieces > vocab_size:
         raise UserError(
             f"{where} has {pieces} pieces, but the model {vocab_size} rows; "
@@ -48,7 +48,7 @@ def check_size(pieces: int, vocab_size: int, where: str) -> None:
 
 
 def hugging_face(parsed) -> dict:
-    """tokenizer.json of what parse() returned, which gives the ids that SentencePiece gives."""
+    """Return tokenizer.json of what parse() returned. It gives the ids that SentencePiece gives."""
     trainer = parsed.trainer_spec
     special = [parsed.pieces[i].piece for i in (trainer.unk_id, trainer.bos_id, trainer.eos_id)]
     bos = special[1]
@@ -108,9 +108,11 @@ def _replace(kind: str, pattern: str, content: str) -> dict:
 
 
 def _merges(parsed) -> list[list[str]]:
-    """Each pair of pieces that makes a third, the best first: SentencePiece takes, of all pairs
-    in a text, the one whose result has the highest score, and of equals the leftmost. In runs of
-    one character, that is the one whose left part is the longest."""
+    """Return each pair of pieces that makes a third, the best first.
+
+    SentencePiece takes, of all pairs in a text, the one whose result has the highest score, and of
+    equals the leftmost. In runs of one character, that is the one whose left part is the longest.
+    """
     scores = {p.piece: p.score for p in parsed.pieces if p.type == NORMAL}
     pairs = [
         (-score, -cut, piece[:cut], piece[cut:])
@@ -122,8 +124,8 @@ def _merges(parsed) -> list[list[str]]:
 
 
 def from_hugging_face(tokenizer: dict, bos_id: int, eos_id: int) -> bytes:
-    """The inverse of hugging_face(), also of a tokenizer.json as transformers 5 writes it, which
-    differs for texts that begin with a space. Raises ValueError for what has no inverse."""
+    """Undo hugging_face(), also for a tokenizer.json as transformers 5 writes it, which differs for
+    texts that begin with a space. Raise ValueError for what has no inverse."""
     model = tokenizer["model"]
     if (model["type"], model["byte_fallback"]) != ("BPE", True):
         raise ValueError("its model is not BPE with byte_fallback, as LLaMA's is")
@@ -168,14 +170,14 @@ def sentencepiece(
     special: dict[str, int],
     extra_spaces: bool,
 ) -> bytes:
-    """A SentencePiece model of LLaMA's kind. special: unk_id, bos_id and eos_id.
+    """Return a SentencePiece model of LLaMA's kind. special: unk_id, bos_id and eos_id.
 
     extra_spaces: whether they are removed.
     """
     proto = _proto()
     model = proto.ModelProto()
-    for piece, score, type in zip(pieces, scores, types, strict=True):
-        model.pieces.add(piece=piece, score=score, type=type)
+    for piece, score, kind in zip(pieces, scores, types, strict=True):
+        model.pieces.add(piece=piece, score=score, type=kind)
     model.trainer_spec.CopyFrom(
         proto.TrainerSpec(
             model_type=proto.TrainerSpec.BPE,

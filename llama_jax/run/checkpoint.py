@@ -16,9 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -26,7 +24,7 @@ from llama_jax.config import Experiment, Upkeep, UserError
 from llama_jax.data.schedule import Entry, Schedule
 from llama_jax.experiment import from_json, override, to_json, validate
 from llama_jax.model import Llama
-from llama_jax.run.fingerprint import PIECE, fingerprints
+from llama_jax.run.fingerprint import fingerprints
 from llama_jax.run.workdir import checkpoints_dir, damaged_dir, locate, steps, tokenizer_file
 from llama_jax.sharding import abstract
 from llama_jax.step import TrainState, init_state
@@ -94,7 +92,7 @@ def save(
     step = int(jax.device_get(state.step))
     found = fingerprints(model) | fingerprints(optimizer)
     items = ocp.args.Composite(
-        model=ocp.args.StandardSave(model, save_args=_chunks(model)),
+        model=ocp.args.StandardSave(model, save_args=layer_chunks(model)),
         optimizer=ocp.args.StandardSave(optimizer),
         meta=ocp.args.JsonSave(meta_json(step, experiment, schedule, digest, found)),
     )
@@ -133,80 +131,7 @@ def read_meta(workdir: epath.Path, step: int) -> Meta:
     return Meta(experiment=experiment, schedule=schedule, **fields)
 
 
-def create(
-    workdir: epath.Path, experiment: Experiment, shapes: dict[str, tuple[int, ...]]
-) -> dict[str, ts.TensorStore]:
-    """Checkpoint 0 of a new workdir, as save would write it, but without optimizer and values.
-
-    shapes: of every parameter, by name. Returns the arrays, to be written to; then call finish,
-    before which there is no checkpoint in the workdir.
-    """
-    unfinished = workdir / "unfinished"
-    zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
-    handlers = (
-        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, ocp.type_handlers.ArrayHandler()),
-    )
-    registry = ocp.type_handlers.create_type_handler_registry(*handlers)
-    with ocp.CheckpointManager(
-        checkpoints_dir(unfinished).resolve(),
-        item_handlers={
-            "model": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-            "meta": ocp.JsonCheckpointHandler(),
-        },
-    ) as manager:
-        pieces = {k: ocp.SaveArgs(chunk_byte_size=PIECE) for k in zeros if "layers/" not in k}
-        model = ocp.args.PyTreeSave(zeros, save_args=_chunks(zeros) | pieces)
-        meta = ocp.args.JsonSave(meta_json(0, experiment, Schedule(), "", {}))
-        manager.save(0, args=ocp.args.Composite(model=model, meta=meta))
-    return {name: open_array(unfinished, 0, name) for name in shapes}
-
-
-def finish(workdir: epath.Path, experiment: Experiment, found: dict[str, int]) -> None:
-    """Says what the arrays that create() returned hold by now."""
-    unfinished = workdir / "unfinished"
-    meta = ocp.args.JsonSave(meta_json(0, experiment, Schedule(), "", found))
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            checkpoints_dir(unfinished).resolve() / "0" / "meta", args=meta, force=True
-        )
-    checkpoints_dir(unfinished).rename(checkpoints_dir(workdir))
-    unfinished.rmdir()
-
-
-def write(array: ts.TensorStore, values: np.ndarray) -> None:
-    """Chunk by chunk, since TensorStore holds several copies of what it writes. Raises OSError."""
-    chunk = array.chunk_layout.write_chunk.shape
-    for place in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))):
-        box = tuple(
-            slice(i * c, min((i + 1) * c, n))
-            for i, c, n in zip(place, chunk, array.shape, strict=True)
-        )
-        try:
-            array[box].write(np.ascontiguousarray(values[box])).result()
-        except ValueError as e:  # a full disk, among others
-            raise OSError(str(e).partition(" [")[0]) from e
-
-
-def open_array(workdir: epath.Path, step: int, name: str) -> ts.TensorStore:
-    """One parameter of a checkpoint, without its values; those of one layer can be read alone.
-
-    Raises DamagedCheckpoint; reads of the array raise ValueError.
-    """
-    path = str(checkpoints_dir(workdir).resolve() / str(step) / "model")
-    base = f"{path}/" if "://" in path else {"driver": "file", "path": f"{path}/"}
-    spec = {
-        "driver": "zarr",
-        "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"},
-        "fill_missing_data_reads": False,  # or a lost chunk would read as zeros
-    }
-    try:
-        return ts.open(spec, open=True).result()
-    except ValueError as e:
-        raise damaged(workdir, step, f"{name}: {str(e).partition(' [')[0]}") from e
-
-
-def _chunks(arrays: dict[str, Any]) -> dict[str, ocp.SaveArgs]:
+def layer_chunks(arrays: dict[str, Any]) -> dict[str, ocp.SaveArgs]:
     """Return SaveArgs that store each layer of a stacked parameter as a chunk, to be read alone."""
     return {
         name: ocp.SaveArgs(shard_axes=(0,) if name.startswith("layers/") else ()) for name in arrays

@@ -1,0 +1,1 @@
+"""Independent readers of every format that is written, and what they prove."""

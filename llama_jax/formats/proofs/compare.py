@@ -1,0 +1,139 @@
+"""How exported files differ from what they were made of: tensors, tokens, logits, and why."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.config import ModelConfig
+from llama_jax.formats.parameters import DTYPES, parameters
+from llama_jax.formats.proofs.files import Files, Tensor, Unreadable
+from llama_jax.formats.proofs.forward import logits_of_files
+from llama_jax.formats.proofs.reference import processor_of
+from llama_jax.formats.weights import Weights
+
+
+def wrong_tensors(source: Weights, files: Files, dtype: str) -> list[str]:
+    """Return what is said of each tensor that differs by more than its type rounds.
+
+    Raise Unreadable for one that is missing or of another shape.
+    """
+    cfg = source.cfg
+    wrong = []
+    for parameter in parameters(cfg):
+        roles = [parameter.role]
+        if parameter.role == "embedding" and cfg.tie_embeddings:
+            roles.append("head")
+        matrix = source.matrix(parameter)
+        for role in roles:
+            tensor = files.tensor(role, parameter.layer or 0)
+            c = files.conventions
+            pairs = (role == "q" and c.q_pairs) or (role == "k" and c.k_pairs)
+            wrong += _difference(matrix, tensor, dtype, cfg.head_dim if pairs else None)
+    return wrong
+
+
+def _difference(matrix: np.ndarray, tensor: Tensor, dtype: str, pairs_of: int | None) -> list[str]:
+    """Return what is said of one tensor, if anything.
+
+    pairs_of: the head_dim, if the tensor's rotary partners are neighbours.
+    """
+    if tensor.shape != matrix.shape:
+        raise Unreadable(f"{tensor.name}: has shape {tensor.shape}, expected {matrix.shape}")
+    order = np.arange(len(matrix))
+    if pairs_of:
+        order = order.reshape(-1, 2, pairs_of // 2).swapaxes(1, 2).ravel()
+    differences, excess = [], []
+    for rows, values in tensor.blocks():
+        expected = matrix[order[rows]]
+        for where, x in (("the checkpoint", expected), ("the files", values)):
+            if not np.isfinite(x).all():
+                return [f"{tensor.name} has values in {where} that are not finite"]
+        difference = np.abs(values - expected)
+        differences.append(difference.max())
+        excess.append((difference - rounding(expected, dtype)).max())
+    if max(excess) <= 0:
+        return []
+    return [f"{tensor.name} differs by up to {max(differences):.2g}, more than {dtype} rounds"]
+
+
+def rounding(x: np.ndarray, dtype: str) -> np.ndarray | float:
+    """Return the most that values of a type, or of a finer one, are from the fp32 values x."""
+    if dtype == "f32":
+        return 0.0
+    if dtype in DTYPES:
+        info = jnp.finfo(DTYPES[dtype])
+        return np.abs(x) * float(info.eps / 2) + float(info.smallest_subnormal)
+    if x.ndim == 1 or x.shape[1] % 32:  # GGUF keeps these in f32
+        return 0.0
+    blocks = np.abs(x).reshape(len(x), -1, 32).max(-1)
+    # A scale is 1/127 or 1/8 of a block's largest value, rounded to f16, and multiplies 127 or 8 at
+    # the most. q4_0 has no +8, and gives +7 in its place.
+    largest, scales = (127, 0.5) if dtype == "q8_0" else (8, 1.0)
+    bound = blocks / largest * (scales + largest * 2.0**-11) + largest * 2.0**-25
+    return np.repeat(bound, 32, axis=-1)
+
+
+def wrong_tokens(source: Weights, encode: Callable, texts: Iterable[str]) -> list[str]:
+    """Return what is said of each text of which the files' tokenizer makes other tokens."""
+    processor = processor_of(source)
+    return [
+        f"the files' tokenizer makes other tokens of {text!r}"
+        for text in texts
+        if encode(text) != [processor.bos_id(), *processor.encode(text)]
+    ]
+
+
+def compare(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
+    """Return how far logits are from reference, both [B, T, V]; None for what is not finite."""
+    differences, kl = [], []
+    for x_TV, reference_TV in zip(logits, reference, strict=True):
+        for x, y in zip(x_TV.astype(float), reference_TV.astype(float), strict=True):
+            differences.append(np.abs(x - y).max())
+            p, q = y - _logsumexp(y), x - _logsumexp(x)
+            kl.append(np.sum(np.exp(p) * (p - q)))
+    max_abs = np.max(differences)
+    figures = {
+        "max_abs": float(max_abs),
+        "max_rel": float(max_abs / reference.std()),  # of the standard deviation
+        "kl": float(np.mean(kl)),  # nats a token
+        "greedy_agreement": float(np.mean(logits.argmax(-1) == reference.argmax(-1))),
+    }
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def within(figures: dict[str, float | None], tolerance: float) -> bool:
+    return figures["max_rel"] is not None and figures["max_rel"] <= tolerance
+
+
+def _logsumexp(x: np.ndarray) -> np.ndarray:
+    top = x.max(-1, keepdims=True)
+    return top + np.log(np.sum(np.exp(x - top), -1, keepdims=True))
+
+
+def causes(
+    files: Files, cfg: ModelConfig, tokens_BT: np.ndarray, reference: np.ndarray, tolerance: float
+) -> list[str]:
+    """Return the known mistakes that, undone, make the files right: each one tried."""
+    c = files.conventions
+    q_other, k_other = dict(q_pairs=not c.q_pairs), dict(k_pairs=not c.k_pairs)
+    tries = {
+        "Q/K permutation: the rows of wq and wk are in the other rotary layout": q_other | k_other,
+        "Q/K permutation: the rows of wq are in the other rotary layout": q_other,
+        "Q/K permutation: the rows of wk are in the other rotary layout": k_other,
+        "gate and up are swapped": dict(swapped=True),
+    }
+    for role in ("q", "k", "v", "o", "gate", "up", "down"):
+        rows, columns = files.tensor(role, 0).shape
+        if rows == columns:
+            tries[f"transposed matrix: {role}"] = dict(transposed=role)
+    found = []
+    for cause, change in tries.items():
+        changed = dataclasses.replace(c, **change)
+        if changed != c:
+            logits = logits_of_files(files, cfg, changed, tokens_BT)
+            if within(compare(logits, reference), tolerance):
+                found.append(cause)
+    return found

@@ -1,0 +1,107 @@
+"""Whether exported files compute what they were made of.
+
+One side is the training model itself, fed with the source; the other, the files as an independent
+reader finds them: each tensor within what its type rounds, and all of them in a forward pass in
+plain NumPy. Both go layer by layer, so that a model needs no more memory than one of its layers.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from llama_jax.config import MeshConfig
+from llama_jax.data.tokenizer import MUST_SURVIVE
+from llama_jax.formats.format import Format
+from llama_jax.formats.parameters import Parameter
+from llama_jax.formats.proofs import compare
+from llama_jax.formats.proofs.files import Tensor, Unreadable
+from llama_jax.formats.proofs.forward import logits_of_files
+from llama_jax.formats.proofs.reference import logits_of_weights, prompts
+from llama_jax.formats.weights import Weights
+from llama_jax.progress import Meter
+from llama_jax.sharding import make_mesh
+
+# Of the logits' standard deviation: fp32 rounding is 3e-6 to 3e-5 of it in most models. In those
+# where it is more, the limit is a multiple of what it does to the reading of the files.
+TOLERANCE, TIMES_ROUNDING = 1e-4, 16
+
+
+def passes(dtype: str) -> int:
+    """Return how often prove goes through all matrices, as far as its meter counts."""
+    return 3 if dtype == "f32" else 4
+
+
+@np.errstate(over="ignore", invalid="ignore")  # figures say what is not finite
+def prove(source: Weights, directory: Path, form: Format, dtype: str, meter: Meter) -> dict:
+    """Return what the manifest says of the verification of files of `source`."""
+    assert form.open_files
+    cfg, texts = source.cfg, _texts(source, form)
+    read = source.observed(lambda num_bytes: meter.add(num_bytes, "reading the checkpoint"))
+    try:
+        files = form.open_files(directory, read)
+        wrong = compare.wrong_tensors(read, files, dtype)
+    except Unreadable as e:
+        return {"passed": False, "causes": [str(e)]}
+    tokens = compare.wrong_tokens(source, files.encode, texts)
+
+    def tensor(role: str, layer: int) -> Tensor:
+        found = files.tensor(role, layer)
+        meter.add(4 * math.prod(found.shape), "computing the files' logits")
+        return found
+
+    def rounded(matrix: np.ndarray, parameter: Parameter) -> np.ndarray:
+        return form.rounded(matrix, dtype, parameter, cfg)
+
+    metered = dataclasses.replace(files, tensor=tensor)
+    read = source.observed(
+        lambda num_bytes: meter.add(num_bytes, "computing the checkpoint's logits")
+    )
+    tokens_BT = prompts(source)
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices("cpu")[:1])):
+        exact = logits_of_weights(read, tokens_BT, lambda matrix, _: matrix)
+        reference = exact
+        if dtype != "f32":
+            reference = logits_of_weights(read, tokens_BT, rounded)
+    rounding = compare.compare(reference, exact)
+    del exact
+    conventions = files.conventions
+    logits = logits_of_files(metered, cfg, conventions, tokens_BT)
+    conversion, tolerance = compare.compare(logits, reference), TOLERANCE
+    if not compare.within(conversion, tolerance):
+        in_fp32 = logits_of_files(metered, cfg, conventions, tokens_BT, np.float32)
+        noise = compare.compare(in_fp32, logits)["max_rel"] or 0.0
+        tolerance = max(tolerance, TIMES_ROUNDING * noise)
+    close = compare.within(conversion, tolerance)
+    causes = files.differences + tokens
+    if not close and not causes and conversion["max_rel"] is not None:
+        causes = compare.causes(metered, cfg, tokens_BT, reference, tolerance)
+    return {
+        "passed": close and not causes and not wrong,
+        "tolerance": tolerance,
+        "tokens": tokens_BT.size,
+        "conversion": conversion,  # against the checkpoint's values as this type rounds them
+        "rounding": rounding,  # what the type itself costs
+        "causes": causes,
+        "tensors": wrong,
+        "texts": len(texts),  # that both tokenizers were given
+    }
+
+
+def loses_spaces(source: Weights, form: Format) -> bool:
+    """Return whether the tokenizer removes extra spaces that the format's programs keep."""
+    drops = source.vocabulary.normalizer_spec.remove_extra_whitespaces
+    return form.keeps_spaces and drops
+
+
+def _texts(source: Weights, form: Format) -> list[str]:
+    """Return those of which the files' tokenizer has to make the checkpoint's tokens."""
+    if loses_spaces(source, form):
+        return [without_extra_spaces(text) for text in MUST_SURVIVE]
+    return list(MUST_SURVIVE)
+
+
+def without_extra_spaces(text: str) -> str:
+    return " ".join(filter(None, text.split(" ")))
