@@ -114,7 +114,7 @@ def test_one_command_goes_from_hugging_face_to_gguf(runs, tmp_path):
 
 def test_how_a_run_is_executed_does_not_change_what_is_exported(runs, tmp_path):
     command = ("export", runs / "gqa", "--to", "hf", "--no-verify", "--out", tmp_path / "x")
-    changes = ("--set", "execution.remat=everything", "--set", "model.compute_dtype=bfloat16")
+    changes = ("--set", "execution.attention=splash", "--set", "model.compute_dtype=bfloat16")
     args = cli.parser().parse_args([*map(str, command), *changes])
     assert args.run(args) == 0
     made = export(runs / "gqa", tmp_path / "y", "hf", "bf16", verify=False)
