@@ -64,7 +64,7 @@ def test_training_is_held_against_the_plan():
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_decoding_is_held_against_the_bandwidth(int8):
-    (row,) = gpu.decoding("tiny", TINY, int8, batches=(2,), new=100, read_bytes=2**20)
+    (row,) = gpu.decoding("tiny", TINY, int8, batches=(2,), new=40, read_bytes=2**20)
     assert row.quantity == "decoding, batch 2"
     assert row.measured > 0 and 0 < row.ratio < 1
 
