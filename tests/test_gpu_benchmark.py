@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py, as far as no GPU is needed: every part at a tiny size, on a CPU."""
+"""benchmarks/gpu.py and its parts, without a GPU: every part at a tiny size, on a CPU."""
 
 import ast
 import dataclasses
@@ -20,6 +20,7 @@ from llama_jax.plan.slices import CHIPS
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
+import gpu_parts  # noqa: E402
 
 TINY = ModelConfig(num_layers=1, embed_dim=64, num_heads=2, vocab_size=256)
 
@@ -34,20 +35,20 @@ def across_documents(q, k, v, segments):
 
 
 def test_limits_are_measured():
-    rows = gpu.limits(size=128, num_bytes=2**20)
+    rows = gpu_parts.limits(size=128, num_bytes=2**20)
     assert all(row.measured > 0 and row.beside is None and row.ratio is None for row in rows)
 
 
 def test_attention_is_held_against_the_reference():
     shape = ((2, 2, 64),)
-    errors = [row.measured for row in gpu.attention(xla, shape)]
-    assert len(errors) == 2 and 0 < max(errors) < gpu.TOLERANCE
-    wrong = [row.measured for row in gpu.attention(across_documents, shape)]
-    assert min(wrong) > 5 * gpu.TOLERANCE
+    errors = [row.measured for row in gpu_parts.attention(xla, shape)]
+    assert len(errors) == 2 and 0 < max(errors) < gpu_parts.TOLERANCE
+    wrong = [row.measured for row in gpu_parts.attention(across_documents, shape)]
+    assert min(wrong) > 5 * gpu_parts.TOLERANCE
 
 
 def test_training_is_held_against_the_plan():
-    rows = gpu.training(
+    rows = gpu_parts.training(
         "tiny",
         dataclasses.replace(TINY, remat="linear"),
         rows=2,
@@ -64,7 +65,7 @@ def test_training_is_held_against_the_plan():
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_decoding_is_held_against_the_bandwidth(int8):
-    (row,) = gpu.decoding("tiny", TINY, int8, batches=(2,), new=40, read_bytes=2**20)
+    (row,) = gpu_parts.decoding("tiny", TINY, int8, batches=(2,), new=40, read_bytes=2**20)
     assert row.quantity == "decoding, batch 2"
     assert row.measured > 0 and 0 < row.ratio < 1
 
@@ -72,17 +73,17 @@ def test_decoding_is_held_against_the_bandwidth(int8):
 def test_a_step_of_decoding_reads_matrices_and_caches():
     cfg = dataclasses.replace(TINY, num_kv_heads=1)
     matrices = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 256 + 64 * 256
-    cache = 2 * 32 * (gpu.PROMPT + 10)  # keys and values of one head, tokens so far
-    assert gpu.step_bytes(cfg, int8=False, batch=3, new=20) == 2 * (matrices + 3 * cache)
-    assert gpu.step_bytes(cfg, int8=True, batch=3, new=20) == matrices + 2 * 3 * cache
+    cache = 2 * 32 * (gpu_parts.PROMPT + 10)  # keys and values of one head, tokens so far
+    assert gpu_parts.step_bytes(cfg, int8=False, batch=3, new=20) == 2 * (matrices + 3 * cache)
+    assert gpu_parts.step_bytes(cfg, int8=True, batch=3, new=20) == matrices + 2 * 3 * cache
 
 
 @pytest.mark.parametrize("chip", ["a100", "h100", "h200"])
 @pytest.mark.parametrize("size, rows", [("1B", 8), ("110M", 16)])
 @pytest.mark.parametrize("remat", ["linear", "nothing"])
 def test_what_is_trained_fits_by_the_plan(chip, size, rows, remat):
-    experiment = gpu.experiment_of(gpu.gpu_model(size, remat), rows, seq_len=2048)
-    plan = gpu.plan_for(experiment, CHIPS[chip])
+    experiment = gpu_parts.experiment_of(gpu_parts.gpu_model(size, remat), rows, seq_len=2048)
+    plan = gpu_parts.plan_for(experiment, CHIPS[chip])
     assert plan.fits and plan.spare_share > 0.4 and 0 < plan.step_seconds < 1
 
 
@@ -93,7 +94,7 @@ def test_no_part_begins_late_and_the_table_says_what_was_left_out():
     def ask(part: str, seconds: float) -> gpu.Answer:
         now[0] += 200
         limits_of_parts.append(seconds)
-        return gpu.Answer(gpu.limits(size=64, num_bytes=2**12))
+        return gpu.Answer(gpu_parts.limits(size=64, num_bytes=2**12))
 
     found = dict(gpu.run_parts(["a", "b", "c", "d"], ask, clock=lambda: now[0]))
     assert [name for name, answer in found.items() if answer is None] == ["d"]
@@ -102,7 +103,7 @@ def test_no_part_begins_late_and_the_table_says_what_was_left_out():
 
 
 def test_the_table_shows_units_and_ratios():
-    row = gpu.Row(
+    row = gpu_parts.Row(
         part="limits",
         quantity="memory bandwidth",
         unit="GB/s",
@@ -136,10 +137,10 @@ def test_a_part_that_fails_says_why(monkeypatch):
 
 
 def test_an_answer_survives_the_way_between_processes():
-    row = gpu.limits(size=64, num_bytes=2**12)[0]
+    row = gpu_parts.limits(size=64, num_bytes=2**12)[0]
     sent = json.dumps(dataclasses.asdict(gpu.Answer([row], card="card")))
     received = json.loads(sent)
-    assert gpu.Row(**received["rows"][0]) == row
+    assert gpu_parts.Row(**received["rows"][0]) == row
 
 
 def test_its_docstring_installs_the_pinned_versions():
