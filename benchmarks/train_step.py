@@ -1,14 +1,12 @@
 """Training throughput of this code, of transformers + torch and of MaxText, and the limit: a matrix
 product.
 
-    python benchmarks/train_step.py [--rounds 5] [--sizes 15M 110M] [--gpu]
+    python benchmarks/train_step.py [--rounds 5] [--sizes 15M 110M]
 
-Same shape, batch, precision, AdamW and clipping: fp32 on the CPU of one machine, or with --gpu bf16
-over fp32 weights on one GPU, where the last column is the MFU against what the card itself reaches
-in a bf16 matrix product. Each trainer lives in a process of its own and they take turns, a few
-steps at a time, so that a machine whose speed drifts drifts for all; figures are medians over the
-rounds. On the CPU MaxText takes part if compiled_step.py has made its environment; on a GPU
-transformers does if torch was built for CUDA.
+Same shape, batch, precision, AdamW and clipping, in fp32 on the CPU of one machine; gpu.py measures
+an NVIDIA GPU. Each trainer lives in a process of its own and they take turns, a few steps at a
+time, so that a machine whose speed drifts drifts for all; figures are medians over the rounds.
+MaxText takes part if compiled_step.py has made its environment.
 """
 
 import argparse
@@ -17,7 +15,6 @@ import multiprocessing
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,8 +28,6 @@ from rich.table import Table
 from llama_jax import config
 from llama_jax.flops import model_flops_per_token, num_params
 
-PEAK_SIZE = {False: 2048, True: 8192}  # of the matrix product, on a GPU or not
-
 
 @dataclasses.dataclass(frozen=True)
 class Work:
@@ -40,43 +35,32 @@ class Work:
     seq_len: int
     rows: int  # a step
     steps: int  # a round
-    gpu: bool = False
 
 
 SIZES = {
     "15M": Work(config.LLAMA_15M, 512, rows=8, steps=2),
     "110M": Work(config.LLAMA_110M, 512, rows=2, steps=2),
 }
-GPU_SIZES = {
-    "110M": Work(config.LLAMA_110M, 2048, rows=16, steps=10, gpu=True),
-    "1B": Work(config.LLAMA_1B, 2048, rows=8, steps=5, gpu=True),
-}
 
 
 def ours(turns: Connection, work: Work) -> None:
-    os.environ["JAX_PLATFORMS"] = "" if work.gpu else "cpu"
+    os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
     import numpy as np
 
     from llama_jax.flops import measured_matmul_flops
     from llama_jax.sharding import batch_sharding, make_mesh
-    from llama_jax.step import init_state, make_train_step, next_token_loss
+    from llama_jax.step import init_state, make_train_step
 
-    if work.gpu and jax.default_backend() != "gpu":
-        turns.send(f"jax sees no GPU here, only {jax.devices()[0].device_kind}")
-        return
-    dtype = "bfloat16" if work.gpu else "float32"
-    attention = "cudnn" if work.gpu else "reference"
-    model = dataclasses.replace(work.model, compute_dtype=dtype)
+    model = dataclasses.replace(work.model, compute_dtype="float32")
     experiment = config.Experiment(
         model=model,
         data=config.DataConfig(store="", seq_len=work.seq_len, batch_size=work.rows),
         optimizer=config.OptimizerConfig(peak_lr=3e-4),
-        run=config.RunConfig(num_steps=10_000),
-        execution=config.Execution(attention=attention),
-        upkeep=config.Upkeep(eval_every=1, eval_rows=1, checkpoint_every=1),
+        mesh=config.MeshConfig(),
+        run=config.RunConfig(num_steps=10_000, eval_every=1, eval_rows=1, checkpoint_every=1),
     )
-    mesh = make_mesh(experiment.execution.mesh, jax.devices()[:1])
+    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
     shape = 1, work.rows, work.seq_len + 1
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, shape)
     ones = np.ones((1, work.rows, work.seq_len), np.int32)
@@ -87,14 +71,14 @@ def ours(turns: Connection, work: Work) -> None:
         "positions": ones * np.arange(work.seq_len, dtype=np.int32),
     }
     with jax.set_mesh(mesh):
-        batch = jax.device_put(batch, batch_sharding(mesh, experiment.execution.mesh, "ABT"))
+        batch = jax.device_put(batch, batch_sharding(mesh, experiment.mesh, "ABT"))
         state = jax.jit(lambda: init_state(experiment))()
-        train_step = make_train_step(experiment, next_token_loss(experiment.execution))
+        train_step = make_train_step(experiment)
         state, _ = train_step(state, batch)
         jax.block_until_ready(state)
         turns.send("ready")
         while steps := turns.recv():
-            peak = measured_matmul_flops(PEAK_SIZE[work.gpu], dtype=dtype)
+            peak = measured_matmul_flops()
             start = time.perf_counter()
             for _ in range(steps):
                 state, _ = train_step(state, batch)
@@ -106,10 +90,6 @@ def transformers_torch(turns: Connection, work: Work) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    device = "cuda" if work.gpu else "cpu"
-    if work.gpu and not torch.cuda.is_available():
-        turns.send("torch was not built for CUDA")
-        return
     torch.set_num_threads(os.cpu_count() or 1)
     model = work.model
     peer = LlamaForCausalLM(
@@ -122,15 +102,14 @@ def transformers_torch(turns: Connection, work: Work) -> None:
             max_position_embeddings=work.seq_len,
             attn_implementation="sdpa",
         )
-    ).to(device)
+    )
     optimizer = torch.optim.AdamW(
         peer.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
     )
-    tokens = torch.randint(0, model.vocab_size, (work.rows, work.seq_len), device=device)
+    tokens = torch.randint(0, model.vocab_size, (work.rows, work.seq_len))
 
     def step() -> torch.Tensor:
-        with torch.autocast(device, torch.bfloat16, enabled=work.gpu):
-            loss = peer(input_ids=tokens, labels=tokens).loss
+        loss = peer(input_ids=tokens, labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()
@@ -142,14 +121,13 @@ def transformers_torch(turns: Connection, work: Work) -> None:
     while steps := turns.recv():
         start = time.perf_counter()
         for _ in range(steps):
-            loss = step()
-        loss.item()  # waits for the device
+            step()
         turns.send((steps * work.rows * work.seq_len / (time.perf_counter() - start), None))
 
 
 def maxtext(turns: Connection, work: Work) -> None:
-    if work.gpu or not MAXTEXT_BIN.exists():
-        turns.send("on the CPU only, and once compiled_step.py has made its environment")
+    if not MAXTEXT_BIN.exists():
+        turns.send("only once compiled_step.py has made its environment")
         return
     model = work.model
     settings = {
@@ -213,19 +191,13 @@ TRAINERS: dict[str, Callable[[Connection, Work], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description="Training throughput, beside peers and a limit.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--gpu", action="store_true", help="on one GPU, in bf16")
-    parser.add_argument("--sizes", nargs="+", help="15M 110M; with --gpu 110M 1B")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     args = parser.parse_args()
-    sizes = GPU_SIZES if args.gpu else SIZES
-    names = args.sizes or list(sizes)
-    if unknown := {*names} - {*sizes}:
-        parser.error(f"--sizes: got {' '.join(unknown)}, expected some of {' '.join(sizes)}")
-    where = "one GPU, bf16" if args.gpu else f"{os.cpu_count()} CPU cores, fp32"
-    table = Table(title=f"Training on {where}")
+    table = Table(title=f"Training on {os.cpu_count()} CPU cores, fp32")
     for column in ("size", "trainer", "tokens/s", "min", "max", "ratio", "of matmul peak"):
         table.add_column(column, justify="right")
-    for name in names:
-        work = sizes[name]
+    for name in args.sizes:
+        work = SIZES[name]
         measured = measure(work, args.rounds)
         mine = statistics.median(rate for rate, _ in measured["llama_jax"])
         peak = statistics.median(peak for _, peak in measured["llama_jax"])
@@ -255,8 +227,6 @@ def measure(work: Work, rounds: int) -> dict[str, list[tuple[float, float | None
         if (state := here.recv()) == "ready":
             turns[name] = here
             processes.append(process)
-        elif trainer is ours:
-            sys.exit(state)
         else:
             print(f"without {name}: {state}")
     measured: dict[str, list] = {name: [] for name in turns}

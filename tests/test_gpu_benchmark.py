@@ -1,0 +1,151 @@
+"""benchmarks/gpu.py and its parts, without a GPU: every part at a tiny size, on a CPU."""
+
+import ast
+import dataclasses
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llama_jax.attention import cudnn, reference
+from llama_jax.config import ModelConfig
+from llama_jax.plan.slices import CHIPS
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu  # noqa: E402
+import gpu_parts  # noqa: E402
+
+TINY = ModelConfig(num_layers=1, embed_dim=64, num_heads=2, vocab_size=256)
+
+
+def xla(*qkv_and_segments):
+    """The call that cuDNN gets on a GPU, by XLA's own implementation."""
+    return cudnn(*qkv_and_segments, implementation="xla")
+
+
+def across_documents(q, k, v, segments):
+    return reference(q, k, v, segments * 0)
+
+
+def test_limits_are_measured():
+    rows = gpu_parts.limits(size=128, num_bytes=2**20)
+    assert all(row.measured > 0 and row.beside is None and row.ratio is None for row in rows)
+
+
+def test_attention_is_held_against_the_reference():
+    shape = ((2, 2, 64),)
+    errors = [row.measured for row in gpu_parts.attention(xla, shape)]
+    assert len(errors) == 2 and 0 < max(errors) < gpu_parts.TOLERANCE
+    wrong = [row.measured for row in gpu_parts.attention(across_documents, shape)]
+    assert min(wrong) > 5 * gpu_parts.TOLERANCE
+
+
+def test_training_is_held_against_the_plan():
+    rows = gpu_parts.training(
+        "tiny",
+        dataclasses.replace(TINY, remat="linear"),
+        rows=2,
+        steps=1,
+        seq_len=64,
+        chip=CHIPS["h100"],
+        matmul_size=128,
+    )
+    rate, mfu, step, memory = rows
+    assert rate.measured == pytest.approx(2 * 64 / step.measured)
+    assert mfu.ratio == pytest.approx(1 / step.ratio)  # both beside the same plan
+    assert memory.measured is None and memory.beside > 0  # a CPU's device does not tell
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_decoding_is_held_against_the_bandwidth(int8):
+    (row,) = gpu_parts.decoding("tiny", TINY, int8, batches=(2,), new=40, read_bytes=2**20)
+    assert row.quantity == "decoding, batch 2"
+    assert row.measured > 0 and 0 < row.ratio < 1
+
+
+def test_a_step_of_decoding_reads_matrices_and_caches():
+    cfg = dataclasses.replace(TINY, num_kv_heads=1)
+    matrices = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 256 + 64 * 256
+    cache = 2 * 32 * (gpu_parts.PROMPT + 10)  # keys and values of one head, tokens so far
+    assert gpu_parts.step_bytes(cfg, int8=False, batch=3, new=20) == 2 * (matrices + 3 * cache)
+    assert gpu_parts.step_bytes(cfg, int8=True, batch=3, new=20) == matrices + 2 * 3 * cache
+
+
+@pytest.mark.parametrize("chip", ["a100", "h100", "h200"])
+@pytest.mark.parametrize("size, rows", [("1B", 8), ("110M", 16)])
+@pytest.mark.parametrize("remat", ["linear", "nothing"])
+def test_what_is_trained_fits_by_the_plan(chip, size, rows, remat):
+    experiment = gpu_parts.experiment_of(gpu_parts.gpu_model(size, remat), rows, seq_len=2048)
+    plan = gpu_parts.plan_for(experiment, CHIPS[chip])
+    assert plan.fits and plan.spare_share > 0.4 and 0 < plan.step_seconds < 1
+
+
+def test_no_part_begins_late_and_the_table_says_what_was_left_out():
+    now = [0.0]
+    limits_of_parts = []
+
+    def ask(part: str, seconds: float) -> gpu.Answer:
+        now[0] += 200
+        limits_of_parts.append(seconds)
+        return gpu.Answer(gpu_parts.limits(size=64, num_bytes=2**12))
+
+    found = dict(gpu.run_parts(["a", "b", "c", "d"], ask, clock=lambda: now[0]))
+    assert [name for name, answer in found.items() if answer is None] == ["d"]
+    assert limits_of_parts == [gpu.PART_SECONDS, gpu.PART_SECONDS, gpu.PART_SECONDS]
+    assert gpu.START_SECONDS < gpu.END_SECONDS < 600
+
+
+def test_the_table_shows_units_and_ratios():
+    row = gpu_parts.Row(
+        part="limits",
+        quantity="memory bandwidth",
+        unit="GB/s",
+        measured=3e12,
+        beside=3.35e12,
+        beside_what="data sheet",
+    )
+    out = io.StringIO()
+    unknown = dataclasses.replace(row, measured=None)
+    Console(file=out, width=140).print(gpu.tabulate([row, unknown], "card"))
+    assert re.search(r"3,000 GB/s *│ *3,350 GB/s *│ data sheet *│ +0.90", out.getvalue())
+    assert "unknown" in out.getvalue()
+
+
+def test_without_a_card_it_says_so_in_one_line():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(r"jax \S+ sees no GPU here, only cpu\n", done.stderr)
+
+
+def test_a_part_that_fails_says_why(monkeypatch):
+    monkeypatch.setattr(gpu, "__file__", str(ROOT / "benchmarks/gpu_that_is_not_there.py"))
+    failed = gpu.ask("limits", seconds=60)
+    assert failed.rows == [] and failed.failure == "ended with status 2"
+
+
+def test_an_answer_survives_the_way_between_processes():
+    row = gpu_parts.limits(size=64, num_bytes=2**12)[0]
+    sent = json.dumps(dataclasses.asdict(gpu.Answer([row], card="card")))
+    received = json.loads(sent)
+    assert gpu_parts.Row(**received["rows"][0]) == row
+
+
+def test_its_docstring_installs_the_pinned_versions():
+    doc = ast.get_docstring(ast.parse((ROOT / "benchmarks/gpu.py").read_text()))
+    (command,) = re.findall(r"pip install (.*)", doc)
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.M))
+    named = re.findall(r'"?([\w-]+)(?:\[cuda12\])?==([\d.]+)', command)
+    assert len(named) == 5 and dict(named).items() <= pinned.items()
