@@ -114,6 +114,7 @@ def attention(
 def training(
     part: str,
     model: Any,
+    execution: Any,
     rows: int,
     steps: int,
     *,
@@ -129,16 +130,16 @@ def training(
     from llama_jax.attention import check_platform
     from llama_jax.flops import model_flops_per_token
     from llama_jax.sharding import batch_sharding, make_mesh
-    from llama_jax.step import init_state, make_train_step
+    from llama_jax.step import init_state, make_train_step, next_token_loss
 
-    experiment = experiment_of(model, rows, seq_len)
-    check_platform(model)
-    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
+    experiment = experiment_of(model, execution, rows, seq_len)
+    check_platform(execution)
+    mesh = make_mesh(execution.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         batch = random_batch(model.vocab_size, rows, seq_len)
-        batch = jax.device_put(batch, batch_sharding(mesh, experiment.mesh, "ABT"))
+        batch = jax.device_put(batch, batch_sharding(mesh, execution.mesh, "ABT"))
         state = jax.jit(lambda: init_state(experiment))()
-        train_step = make_train_step(experiment)
+        train_step = make_train_step(experiment, next_token_loss(execution))
         for _ in range(2):  # compiles, and warms up
             state, metrics = train_step(state, batch)
         if not np.isfinite(float(metrics["loss"])):
@@ -193,15 +194,15 @@ def decoding(
     from flax import nnx
 
     from llama_jax.config import MeshConfig
-    from llama_jax.decoder import lay_out
+    from llama_jax.generation.decoder import to_decode_layout
+    from llama_jax.generation.sampling import CHUNK, Sampling, generate
     from llama_jax.model import Llama
-    from llama_jax.sample import CHUNK, Sampling, generate
     from llama_jax.sharding import make_mesh
 
     greedy = Sampling(temperature=0.0)
     rows = []
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
-        decoder = lay_out(jax.jit(lambda: Llama(model, nnx.Rngs(0)))(), int8=int8)
+        decoder = to_decode_layout(jax.jit(lambda: Llama(model, nnx.Rngs(0)))(), int8=int8)
         read = bandwidth(read_bytes)
         for batch in batches:
             prompts = [
@@ -228,11 +229,11 @@ def decoding(
 
 
 def train_part(size: str, remat: str, rows: int, steps: int) -> Callable[[str], list[Row]]:
-    return lambda part: training(part, gpu_model(size, remat), rows, steps)
+    return lambda part: training(part, gpu_model(size), gpu_execution(remat), rows, steps)
 
 
 def decode_part(size: str, int8: bool) -> Callable[[str], list[Row]]:
-    return lambda part: decoding(part, gpu_model(size, "nothing"), int8)
+    return lambda part: decoding(part, gpu_model(size), int8)
 
 
 # The most wanted first, should time run out.
@@ -251,28 +252,35 @@ PARTS: dict[str, Callable[[str], list[Row]]] = {
 # What they are made of
 
 
-def gpu_model(size: str, remat: str):
-    """Return the ModelConfig of a size, in bf16 with cuDNN's kernel."""
+def gpu_model(size: str):
+    """Return the ModelConfig of a size, in bf16."""
     from llama_jax import config
 
     sizes = {"110M": config.LLAMA_110M, "1B": config.LLAMA_1B}
-    return dataclasses.replace(
-        sizes[size], compute_dtype="bfloat16", attention="cudnn", remat=remat
-    )
+    return dataclasses.replace(sizes[size], compute_dtype="bfloat16")
 
 
-def experiment_of(model: Any, rows: int, seq_len: int):
+def gpu_execution(remat: str):
+    """Return an Execution on one device by cuDNN's kernel."""
+    from llama_jax.config import Execution
+
+    return Execution(attention="cudnn", remat=remat)
+
+
+def experiment_of(model: Any, execution: Any, rows: int, seq_len: int):
     """Return a validated experiment on one device; only the step of it is ever run."""
     from llama_jax import config
+    from llama_jax.experiment import validate
 
     experiment = config.Experiment(
         model=model,
         data=config.DataConfig(store="", seq_len=seq_len, batch_size=rows),
         optimizer=config.OptimizerConfig(peak_lr=3e-4),
-        mesh=config.MeshConfig(),
-        run=config.RunConfig(num_steps=10_000, eval_every=1, eval_rows=1, checkpoint_every=1),
+        run=config.RunConfig(num_steps=10_000),
+        execution=execution,
+        upkeep=config.Upkeep(eval_every=1, eval_rows=1, checkpoint_every=1),
     )
-    config.validate(experiment)
+    validate(experiment)
     return experiment
 
 

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from llama_jax.attention import cudnn, reference
-from llama_jax.config import ModelConfig
+from llama_jax.config import Execution, ModelConfig
 from llama_jax.plan.slices import CHIPS
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,8 @@ def test_attention_is_held_against_the_reference():
 def test_training_is_held_against_the_plan():
     rows = gpu_parts.training(
         "tiny",
-        dataclasses.replace(TINY, remat="linear"),
+        TINY,
+        Execution(remat="linear"),
         rows=2,
         steps=1,
         seq_len=64,
@@ -82,7 +83,9 @@ def test_a_step_of_decoding_reads_matrices_and_caches():
 @pytest.mark.parametrize("size, rows", [("1B", 8), ("110M", 16)])
 @pytest.mark.parametrize("remat", ["linear", "nothing"])
 def test_what_is_trained_fits_by_the_plan(chip, size, rows, remat):
-    experiment = gpu_parts.experiment_of(gpu_parts.gpu_model(size, remat), rows, seq_len=2048)
+    experiment = gpu_parts.experiment_of(
+        gpu_parts.gpu_model(size), gpu_parts.gpu_execution(remat), rows, seq_len=2048
+    )
     plan = gpu_parts.plan_for(experiment, CHIPS[chip])
     assert plan.fits and plan.spare_share > 0.4 and 0 < plan.step_seconds < 1
 
