@@ -302,7 +302,7 @@ def chip_here():
     """Return the Chip of `plan` that the first device is, or None if it has no such chip."""
     import jax
 
-    from llama_jax.plan.slices import CHIPS
+    from llama_jax.hardware import CHIPS
 
     kind = jax.devices()[0].device_kind
     return next((chip for chip in CHIPS.values() if chip.device_kind == kind), None)
@@ -310,10 +310,10 @@ def chip_here():
 
 def plan_for(experiment: Any, chip: Any):
     """Return the Plan of the experiment on one such chip, by arithmetic; None without a chip."""
+    from llama_jax.hardware import parse_slice
     from llama_jax.plan.report import make_plan
-    from llama_jax.plan.slices import parse
 
-    return chip and make_plan("gpu", experiment, parse(f"{chip.name}:1"), None, None)
+    return chip and make_plan("gpu", experiment, parse_slice(f"{chip.name}:1"), None, None)
 
 
 def matmul_flops(size: int, products: int = 20) -> float:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from llama_jax.attention import cudnn, reference
 from llama_jax.config import Execution, ModelConfig
-from llama_jax.plan.slices import CHIPS
+from llama_jax.hardware import CHIPS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -147,7 +147,7 @@ def test_an_answer_survives_the_way_between_processes():
 
 
 def test_its_docstring_installs_the_pinned_versions():
-    doc = ast.get_docstring(ast.parse((ROOT / "benchmarks/gpu.py").read_text()))
+    doc = ast.get_docstring(ast.parse_slice((ROOT / "benchmarks/gpu.py").read_text()))
     (command,) = re.findall(r"pip install (.*)", doc)
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.M))
     named = re.findall(r'"?([\w-]+)(?:\[cuda12\])?==([\d.]+)', command)
