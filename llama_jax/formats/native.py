@@ -33,6 +33,7 @@ from llama_jax.formats.parameters import (
     to_matrix,
 )
 from llama_jax.formats.weights import Weights
+from llama_jax.model import Llama
 from llama_jax.run import checkpoint
 from llama_jax.run.checkpoint import damaged
 from llama_jax.run.fingerprint import PIECE, fingerprint_of
@@ -43,6 +44,8 @@ from llama_jax.run.workdir import (
     tokenizer_file,
     write_whole,
 )
+from llama_jax.sharding import abstract
+from llama_jax.step import init_state
 
 # Fields that exported files hold; others, beside SHAPE_FIELDS, say how the model is computed.
 EXPORTED_FIELDS = ("norm_eps", "rope_theta", "init_std")
@@ -171,18 +174,40 @@ def write(weights: Weights, out: Path, dtype: str, experiment: Experiment) -> No
     arrays = create(workdir, experiment)
     fingerprints = dict.fromkeys(arrays, 0)
     for parameter in parameters(cfg):
-        matrix = weights.matrix(parameter)
-        if not np.isfinite([matrix.min(), matrix.max()]).all():  # NaN is both
-            raise UserError(
-                f"{weights.where(parameter)} has values that are not finite; expected a sound copy "
-                "of the model"
-            )
         role, layer = parameter
-        values = from_matrix(matrix, role, cfg)
+        values = _values(weights, parameter)
         write_array(arrays[role] if layer is None else arrays[role][layer], values)
         fingerprints[role] += fingerprint_of(values, (layer or 0) * values.size)
     finish(workdir, experiment, {NAMES[role]: n % 2**32 for role, n in fingerprints.items()})
     write_whole(config_file(workdir), to_json(experiment))
+
+
+def _values(weights: Weights, parameter: Parameter) -> np.ndarray:
+    """Read one layer of our parameter. Raise UserError for what is not finite."""
+    matrix = weights.matrix(parameter)
+    if not np.isfinite([matrix.min(), matrix.max()]).all():  # NaN is both
+        raise UserError(
+            f"{weights.where(parameter)} has values that are not finite; expected a sound copy of "
+            "the model"
+        )
+    return from_matrix(matrix, parameter.role, weights.cfg)
+
+
+def to_params(weights: Weights, experiment: Experiment) -> Llama:
+    """Return a model as training has it, on the mesh of jax.set_mesh. Raise UserError."""
+    target = abstract(lambda: init_state(experiment)).params
+    role_of = {name: role for role, name in NAMES.items()}
+    leaves = []
+    for name, leaf in checkpoint.by_name(target).items():
+        role = role_of[name]
+        if role in OF_LAYERS:
+            layers = range(weights.cfg.num_layers)
+            values = np.stack([_values(weights, Parameter(role, layer)) for layer in layers])
+        else:
+            values = _values(weights, Parameter(role))
+        leaves.append(jax.device_put(values, leaf.sharding))
+    weights.verify()
+    return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
 
 def create(workdir: epath.Path, experiment: Experiment) -> dict[str, ts.TensorStore]:

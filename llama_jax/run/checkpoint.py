@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from llama_jax.config import Experiment, Upkeep, UserError
+from llama_jax.config import Experiment, ModelConfig, Upkeep, UserError
 from llama_jax.data.schedule import Entry, Schedule
 from llama_jax.experiment import from_json, override, to_json, validate
 from llama_jax.model import Llama
@@ -223,13 +223,16 @@ def _restore(
 
 def check_shapes(workdir: epath.Path, meta: Meta, experiment: Experiment) -> None:
     """Raise UserError if the experiment's model has other arrays than the checkpoint."""
+    where = f"checkpoint {checkpoints_dir(workdir) / str(meta.step)}"
+    check_shape(where, meta.experiment.model, experiment.model)
+
+
+def check_shape(where: str, saved: ModelConfig, wanted: ModelConfig) -> None:
+    """Raise UserError, naming the field, unless the two have the same arrays."""
     for field in SHAPE_FIELDS:
-        saved, wanted = getattr(meta.experiment.model, field), getattr(experiment.model, field)
-        if saved != wanted:
-            raise UserError(
-                f"model.{field}: got {wanted}, but checkpoint "
-                f"{checkpoints_dir(workdir) / str(meta.step)} has {saved}; expected the same"
-            )
+        has, got = getattr(saved, field), getattr(wanted, field)
+        if has != got:
+            raise UserError(f"model.{field}: got {got}, but {where} has {has}; expected the same")
 
 
 def _read(workdir: epath.Path, step: int, **items: Any) -> Any:

@@ -1,0 +1,132 @@
+"""A trained model in memory: its logits, its continuations, its held-out loss."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from sentencepiece import SentencePieceProcessor
+
+from llama_jax.config import Execution, Experiment, UserError
+from llama_jax.data import tokenizer as sentencepieces
+from llama_jax.evaluation.perplexity import validation_losses
+from llama_jax.experiment import override, validate
+from llama_jax.formats import convert, native
+from llama_jax.formats.vocabulary import check_size
+from llama_jax.generation.completion import Completion, complete
+from llama_jax.generation.decoder import mesh_for, to_decode_layout
+from llama_jax.generation.sampling import Sampling
+from llama_jax.model import Llama
+from llama_jax.run.checkpoint import check_shape, open_run, restore_model
+from llama_jax.sharding import make_mesh
+from llama_jax.step import make_eval_step, next_token_loss
+
+SAMPLING = Sampling(temperature=0.8, top_p=0.95)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model on a mesh of its own, that of `experiment.execution`."""
+
+    experiment: Experiment
+    params: Llama
+    vocabulary: SentencePieceProcessor
+    mesh: jax.sharding.Mesh
+
+    def encode(self, text: str) -> list[int]:
+        """Return <s> and the tokens of a text."""
+        return [self.vocabulary.bos_id(), *self.vocabulary.encode(text)]
+
+    def logits(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return fp32 [B, T, V] of B rows of T tokens, each row one document."""
+        tokens_BT = np.asarray(tokens, np.int32)
+        rows, ways = len(tokens_BT), self.mesh.size // self.mesh.shape["tensor"]
+        tokens_BT = np.pad(tokens_BT, ((0, -rows % ways), (0, 0)))
+        positions_BT = np.broadcast_to(
+            np.arange(tokens_BT.shape[1], dtype=np.int32), tokens_BT.shape
+        )
+        with jax.set_mesh(self.mesh):
+            logits = _logits(self.params, tokens_BT, np.ones_like(tokens_BT), positions_BT)
+            return np.asarray(logits)[:rows]
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int = 100,
+        *,
+        sampling: Sampling = SAMPLING,
+        stops: Sequence[str] = (),
+        int8: bool = False,
+    ) -> list[Completion]:
+        """Return a completion of each prompt. int8: by matrices in eight bits."""
+        with jax.set_mesh(self.mesh):
+            decoder = to_decode_layout(self.params, int8)
+            texts = complete(
+                decoder, self.vocabulary, list(prompts), max_tokens, sampling, list(stops)
+            )
+            (*_, last) = texts
+        return last
+
+    def held_out_losses(self) -> dict[str, float]:
+        """Return the mean loss in nats a token of each source of the experiment's token store."""
+        with jax.set_mesh(self.mesh):
+            eval_step = make_eval_step(next_token_loss(self.experiment.execution))
+            return validation_losses(eval_step, self.params, None, self.experiment, self.mesh)
+
+
+_logits = jax.jit(Llama.__call__)
+
+
+def open_model(
+    source: str | Path, overrides: Sequence[str] = (), tokenizer: str | Path | None = None
+) -> Model:
+    """Load WORKDIR[@STEP], or what `llama-jax import` takes: a directory of Hugging Face's, a .gguf.
+
+    overrides: "section.field=value" strings for its experiment; by default it lies on as many
+    devices as divide it. tokenizer: a SentencePiece model, for another framework's files without
+    one. Raises UserError.
+    """
+    if convert.format_of(Path(source)) in (None, "native"):
+        return open_trained(str(source), overrides)
+    return open_foreign(Path(source), overrides, Path(tokenizer) if tokenizer else None)
+
+
+def open_trained(text: str, overrides: Sequence[str]) -> Model:
+    """Load the checkpoint WORKDIR[@STEP], see open_model."""
+    workdir, step, experiment = open_run(text, overrides)
+    vocabulary = sentencepieces.load(experiment.data.tokenizer)
+    check_size(vocabulary.vocab_size(), experiment.model.vocab_size, experiment.data.tokenizer)
+    experiment, mesh = _laid_out(experiment, overrides)
+    with jax.set_mesh(mesh):
+        params = restore_model(workdir, step, experiment)
+    return Model(experiment=experiment, params=params, vocabulary=vocabulary, mesh=mesh)
+
+
+def open_foreign(path: Path, overrides: Sequence[str], tokenizer: Path | None) -> Model:
+    """Load another framework's files, see open_model."""
+    weights = convert.open_source(path, tokenizer)
+    if weights.tokenizer is None:
+        raise UserError(f"{path}: comes without a tokenizer; give --tokenizer")
+    vocabulary = sentencepieces.from_bytes(weights.tokenizer, f"{tokenizer or path}: the tokenizer")
+    experiment = native.experiment_of(weights, path)
+    for change in overrides:
+        experiment = override(experiment, change)
+    validate(experiment)
+    check_shape(str(path), weights.cfg, experiment.model)
+    experiment, mesh = _laid_out(experiment, overrides)
+    with jax.set_mesh(mesh):
+        params = native.to_params(weights, experiment)
+    return Model(experiment=experiment, params=params, vocabulary=vocabulary, mesh=mesh)
+
+
+def _laid_out(
+    experiment: Experiment, overrides: Sequence[str]
+) -> tuple[Experiment, jax.sharding.Mesh]:
+    """Return the experiment as it is executed here, by kernels that run anywhere, and its mesh."""
+    mesh, devices = experiment.execution.mesh, jax.devices()
+    if not any(text.startswith("execution.mesh.") for text in overrides):
+        mesh = mesh_for(experiment.model, len(devices))
+        devices = devices[: mesh.fsdp * mesh.tensor]
+    experiment = dataclasses.replace(experiment, execution=Execution(mesh=mesh))
+    return experiment, make_mesh(mesh, devices)
