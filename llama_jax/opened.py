@@ -81,7 +81,7 @@ _logits = jax.jit(Llama.__call__)
 def open_model(
     source: str | Path, overrides: Sequence[str] = (), tokenizer: str | Path | None = None
 ) -> Model:
-    """Load WORKDIR[@STEP], or what `llama-jax import` takes: a directory of Hugging Face's, a .gguf.
+    """Load WORKDIR[@STEP], or what `llama-jax import` takes, such as a .gguf.
 
     overrides: "section.field=value" strings for its experiment; by default it lies on as many
     devices as divide it. tokenizer: a SentencePiece model, for another framework's files without

@@ -10,9 +10,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from llama_jax.data.prepare import ensure
     from llama_jax.evaluation.held_out import evaluate_run
     from llama_jax.run.checkpoint import open_run
 
     workdir, step, experiment = open_run(args.workdir, args.overrides)
+    if status := ensure(experiment.data):
+        return status
     evaluate_run(workdir, step, experiment)
     return 0

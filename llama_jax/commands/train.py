@@ -1,7 +1,6 @@
 """train: an experiment, from the start or from where it was."""
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -43,23 +42,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     experiment = load(args.experiment, args.overrides, args.slice)
     workdir = args.workdir or f"runs/{Path(args.experiment).stem}"
-    from llama_jax.data import store
-
-    if args.multihost:
-        _join(args.multihost)
-    elif not store.exists(experiment.data):
-        print(f"preparing the token store {experiment.data.store}, once", file=sys.stderr)
-        sets = [word for text in args.overrides for word in ("--set", text)]
-        # In a process of its own: tokenizing needs TensorFlow, and training must not load it.
-        command = [sys.executable, "-m", "llama_jax", "prepare", args.experiment, *sets]
-        status = subprocess.run(command, check=False).returncode
-        if status != 0:
-            return status
     from etils import epath
 
+    from llama_jax.data.prepare import ensure
     from llama_jax.guards.monitor import NonFiniteLoss
     from llama_jax.train import train as run_training
 
+    if args.multihost:
+        _join(args.multihost)
+    elif status := ensure(experiment.data):
+        return status
     try:
         run_training(experiment, epath.Path(workdir), args.accept_changes, args.profile)
     except NonFiniteLoss as e:

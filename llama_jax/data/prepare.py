@@ -4,7 +4,10 @@ import concurrent.futures
 import dataclasses
 import datetime
 import hashlib
+import json
 import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -13,6 +16,7 @@ from etils import epath
 
 from llama_jax.config import DataConfig, UserError
 from llama_jax.data import documents, store, tokenizer
+from llama_jax.data.noise import without_noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,19 @@ class _Job:
     @property
     def path(self) -> str:
         return store.shard_path(self.source, self.split, self.number)
+
+
+def ensure(data: DataConfig) -> int:
+    """Prepare data.store unless it is there, in a process of its own, as that loads TensorFlow.
+
+    Returns its exit status, 0 if all is there; if not, it has said why on stderr.
+    """
+    if store.exists(data):
+        return 0
+    print(f"preparing the token store {data.store}, once", file=sys.stderr)
+    command = [sys.executable, "-m", "llama_jax.data.prepare"]
+    request = json.dumps(dataclasses.asdict(data))
+    return subprocess.run(command, input=request, text=True, check=False).returncode
 
 
 def prepare(data: DataConfig, num_workers: int) -> None:
@@ -157,3 +174,19 @@ def _sha256(path: epath.Path) -> str:
         while block := file.read(2**20):
             hasher.update(block)
     return hasher.hexdigest()
+
+
+def main() -> None:
+    """Prepare the store of the DataConfig that stdin holds as JSON."""
+    fields = json.load(sys.stdin)
+    mixture = tuple((source, rate) for source, rate in fields.pop("mixture"))
+    try:
+        with without_noise():
+            prepare(DataConfig(mixture=mixture, **fields), num_workers=1)
+    except UserError as e:
+        print(f"llama-jax prepare: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
