@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 
 from llama_jax.hardware import GIB
-from llama_jax.plan.report import Plan, brief
-from llama_jax.plan.search import plan_all
+from llama_jax.plan.plan import Plan
+from llama_jax.plan.slices import plan_all
+from llama_jax.plan.text import brief
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 GOLDEN = EXPERIMENTS / "results/plans.json"
