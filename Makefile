@@ -64,7 +64,7 @@ clients: .venv-llamacpp/ready .venv-litgpt/ready
 	@touch $@
 
 plan-all: setup
-	@$(BIN)/python benchmarks/plan_all.py
+	@$(BIN)/python tests/golden_plans.py
 
 lint: setup $(READY)-requirements-lint.txt
 	@$(BIN)/ruff format --check .

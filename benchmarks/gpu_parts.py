@@ -311,7 +311,7 @@ def chip_here():
 def plan_for(experiment: Any, chip: Any):
     """Return the Plan of the experiment on one such chip, by arithmetic; None without a chip."""
     from llama_jax.hardware import parse_slice
-    from llama_jax.plan.report import make_plan
+    from llama_jax.plan.plan import make_plan
 
     return chip and make_plan("gpu", experiment, parse_slice(f"{chip.name}:1"), None, None)
 

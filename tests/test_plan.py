@@ -17,10 +17,12 @@ import pytest
 from llama_jax.config import UserError
 from llama_jax.experiment import load
 from llama_jax.hardware import GIB, parse_slice
-from llama_jax.plan import analytic, figure, report, search, sources
+from llama_jax.plan import analytic, figure, slices, sources
 from llama_jax.plan import compile as compiler
 from llama_jax.plan.analytic import estimate_analytically
 from llama_jax.plan.compile import CompiledStep, OutOfMemory
+from llama_jax.plan.plan import make_plan
+from llama_jax.plan.text import lines
 
 EXPERIMENT = str(Path(__file__).parents[1] / "experiments/llama_7b.py")
 SLICE = parse_slice("v5e:2x2")
@@ -55,7 +57,7 @@ def cache(tmp_path_factory):
 
 
 def tiny(*changes: str, target=SLICE):
-    return search.load(EXPERIMENT, [*TINY, *changes], target)
+    return slices.load(EXPERIMENT, [*TINY, *changes], target)
 
 
 def plan(*args: str, overrides: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
@@ -193,9 +195,9 @@ def test_a_missing_libtpu_is_said_with_the_remedy(monkeypatch):
 def test_what_is_too_large_is_read(message, needed):
     found = compiler._out_of_memory(message)
     assert found == OutOfMemory(needed_bytes=needed * GIB, limit_bytes=15.75 * GIB, message=message)
-    too_large = report.make_plan("tiny", tiny(), SLICE, found, None)
+    too_large = make_plan("tiny", tiny(), SLICE, found, None)
     assert not too_large.fits
-    assert f"DOES NOT FIT by {needed - 15.75:.2f} GiB" in report.lines(too_large)[0]
+    assert f"DOES NOT FIT by {needed - 15.75:.2f} GiB" in lines(too_large)[0]
 
 
 @pytest.mark.parametrize(("peak", "expected"), [(2124, 118 + 738), (800, 800)])
@@ -270,13 +272,13 @@ def test_json_has_what_the_text_has(compiled):
     e = tiny()
     answer = compiler.cached(e, SLICE)
     assert isinstance(answer, CompiledStep)
-    found = report.make_plan("llama_7b", e, SLICE, answer, 2.0)
+    found = make_plan("llama_7b", e, SLICE, answer, 2.0)
     assert compiled == json.loads(json.dumps(dataclasses.asdict(found)))
     assert sum(compiled["hbm_bytes"].values()) == compiled["hbm_peak_bytes"]
     assert sum(compiled["breakdown"].values()) == pytest.approx(compiled["step_seconds"])
     low, high = compiled["mfu"]
     assert 0 < low <= high < 1
-    text = "\n".join(report.lines(found))
+    text = "\n".join(lines(found))
     assert f"FITS with {found.spare_share:.1%}" in text
     assert f"= {found.hbm_peak_bytes / GIB:.2f} of 15.75 GiB" in text
     assert f"x {found.executed_flops / found.model_flops:.3f}" in text
@@ -293,7 +295,7 @@ def test_json_has_what_the_text_has(compiled):
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_a_figure_is_drawn(compiled, tmp_path, suffix):
     e = tiny()
-    found = report.make_plan("llama_7b", e, SLICE, compiler.cached(e, SLICE), None)
+    found = make_plan("llama_7b", e, SLICE, compiler.cached(e, SLICE), None)
     figure.draw([found, found], tmp_path / f"plan{suffix}")
     assert (tmp_path / f"plan{suffix}").stat().st_size > 5000
     with pytest.raises(UserError, match="expected a name in .png or .svg"):

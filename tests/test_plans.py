@@ -6,9 +6,8 @@ import importlib.util
 import itertools
 import json
 import math
-import sys
-from pathlib import Path
 
+import golden_plans
 import pytest
 
 from llama_jax.config import MeshConfig
@@ -16,18 +15,14 @@ from llama_jax.hardware import parse_slice
 from llama_jax.plan.compile import devices
 from llama_jax.sharding import FSDP, make_mesh
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import plan_all  # noqa: E402
-
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="there is no libtpu for this system"
 )
-GOLDEN = json.loads(plan_all.GOLDEN.read_text())
+GOLDEN = json.loads(golden_plans.GOLDEN.read_text())
 
 
 def test_every_size_fits_each_of_its_slices_with_memory_to_spare():
-    assert sorted(GOLDEN) == sorted(plan_all.placements())
+    assert sorted(GOLDEN) == sorted(golden_plans.placements())
     assert "llama_65b@v4:8x16x16" in GOLDEN  # 2048 chips
     for name, figures in GOLDEN.items():
         assert figures["fits"] and figures["spare_share"] >= 0.05, name
@@ -58,14 +53,14 @@ def test_fsdp_is_laid_out_along_the_sides_of_the_torus(target, mesh, fsdp):
 @pytest.fixture(scope="module")
 def v5p():
     """7B on 64 v5p, compiled from today's sources."""
-    return plan_all.plan("llama_7b@v5p:4x4x4")
+    return golden_plans.plan("llama_7b@v5p:4x4x4")
 
 
 @needs_libtpu
 @pytest.mark.slow
 def test_a_change_of_memory_flops_or_communication_shows(v5p):
     """If this fails and the change is meant: `make plan-all`, and commit the diff."""
-    found, recorded = plan_all.figures(v5p), GOLDEN["llama_7b@v5p:4x4x4"]
+    found, recorded = golden_plans.figures(v5p), GOLDEN["llama_7b@v5p:4x4x4"]
     assert found["compiled_by"]["libtpu"] == recorded["compiled_by"]["libtpu"]
     for name in ("hbm_peak_gib", "host_gib", "executed_to_model_flops", "step_seconds_estimate"):
         assert found[name] == pytest.approx(recorded[name], rel=0.01), name

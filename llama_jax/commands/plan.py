@@ -42,9 +42,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from llama_jax.plan.experiment_file import write_experiment
     from llama_jax.plan.figure import check_name, draw
-    from llama_jax.plan.report import lines, table
-    from llama_jax.plan.search import plan_all, search, write_experiment
+    from llama_jax.plan.search import search
+    from llama_jax.plan.slices import plan_all
+    from llama_jax.plan.text import lines, table
 
     if not args.search and (args.out or args.jobs):
         raise UserError("--out and --jobs belong to --search")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llama_jax.config import UserError
 from llama_jax.hardware import GIB
-from llama_jax.plan.report import Plan
+from llama_jax.plan.plan import Plan
 
 SUFFIXES = (".png", ".svg")
 

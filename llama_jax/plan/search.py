@@ -1,238 +1,28 @@
-"""Placements of an experiment: those that could be, ranked by arithmetic and then compiled."""
+"""A search for placements of an experiment: ranked by arithmetic, the best of them compiled."""
 
 import concurrent.futures
 import dataclasses
 import itertools
-import json
 import math
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from llama_jax.config import REMAT_POLICIES, Experiment, MeshConfig, UserError
-from llama_jax.experiment import UnnamedSlice, changes, override, read, validate
+from llama_jax.config import Experiment, MeshConfig, UserError
+from llama_jax.experiment import UnnamedSlice, override, read
 from llama_jax.hardware import CHIPS, GIB, SHAPES_2D, SHAPES_3D, Slice, parse_slice
 from llama_jax.plan.analytic import estimate_analytically, host_holds
 from llama_jax.plan.compile import CompileResult, compile_step
-from llama_jax.plan.report import Plan, brief, lines, make_plan
+from llama_jax.plan.placements import MIN_SPARE, ROUGH, placements, with_execution
+from llama_jax.plan.plan import Plan, make_plan
+from llama_jax.plan.text import brief
 from llama_jax.progress import Progress
 
-TENSOR_WAYS = (1, 2, 4, 8)
-MAX_REMEDIES_COMPILED = 3
-ROUGH = 1.15  # arithmetic may be wrong by this factor before it rules a placement out
-COST_OF_CHANGE = 0.1  # a remedy of one more change has to be faster by this share
-MIN_SPARE = 0.05  # share of HBM that a placement must leave
 MAX_DAYS = 90  # that a run may take on a slice that nobody named
 SEARCHED_CHIPS = ("v4", "v5e", "v5p", "v6e")
 CUBES = ((4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16))
 SPLASH_HEAD_DIM = 128
 COMPILER_BYTES = 3 * GIB  # that one compiler may need: 1.6 GiB for 7B
-
-
-def plan_all(
-    path: str, overrides: Sequence[str], names: Sequence[str], price: float | None
-) -> list[Plan]:
-    """Return one plan for each named slice, by default for the experiment's own. Raise
-    UserError."""
-    if not names:
-        own = read(path, overrides).execution.slice
-        if own is None:
-            raise UserError(
-                f"--slice: {path} names no slice in execution.slice; give one, e.g. --slice v5e:8x8"
-            )
-        names = [own]
-    wanted = [parse_slice(name) for name in names]
-    return [
-        _plan(load(path, overrides, target), target, Path(path).stem, price) for target in wanted
-    ]
-
-
-def load(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
-    """Return the experiment for a slice. Raise UserError, naming the nearest mesh that works."""
-    experiment = read(path, overrides, target.name)
-    mesh = experiment.execution.mesh
-    ways = (mesh.replica, mesh.fsdp, mesh.tensor)
-    try:
-        validate(experiment)
-        if math.prod(ways) != target.num_devices:
-            raise UserError(
-                f"execution.mesh: replica * fsdp * tensor = {' * '.join(map(str, ways))} = "
-                f"{math.prod(ways)}, but {target.name} has {target.num_devices} devices"
-            )
-        if mesh.replica % target.num_slices:
-            raise UserError(
-                f"execution.mesh.replica: got {mesh.replica}, expected a multiple of the "
-                f"{target.num_slices} slices"
-            )
-    except UserError as e:
-        near = nearest(experiment, target)
-        if near is None:
-            raise
-        raise UserError(f"{e}; the nearest that works is {override_flags(experiment, near)}") from e
-    runs_on = {"splash": "TPUs", "cudnn": "NVIDIA GPUs"}.get(experiment.execution.attention)
-    takes, kernel = ("TPUs", "splash") if target.chip.dimensions else ("NVIDIA GPUs", "cudnn")
-    if runs_on not in (None, takes):
-        raise UserError(
-            f"execution.attention: {experiment.execution.attention} runs on {runs_on}, not on "
-            f"{target.name}; --set execution.attention={kernel}"
-        )
-    return experiment
-
-
-def _plan(experiment: Experiment, target: Slice, name: str, price: float | None) -> Plan:
-    plan = _plan_once(experiment, target, name, price)
-    if plan.fits:
-        return plan
-    remedies = []
-    for near in _remedies(experiment, target, plan.hbm_peak_bytes)[:MAX_REMEDIES_COMPILED]:
-        change = override_flags(experiment, near)
-        print(f"does not fit; trying {change}", file=sys.stderr)
-        try:
-            fitting = _plan_once(near, target, name, price)
-        except UserError as e:
-            print(e, file=sys.stderr)
-            continue
-        if fitting.fits and fitting.spare_share is not None:
-            remedies.insert(0, f"{change} ({fitting.spare_share:.1%} of HBM to spare)")
-            if fitting.spare_share >= MIN_SPARE:
-                break
-    return dataclasses.replace(plan, remedies=tuple(remedies))
-
-
-def _plan_once(experiment: Experiment, target: Slice, name: str, price: float | None) -> Plan:
-    """Return a plan by the compiler, or by arithmetic for GPUs, whose compiler is not here."""
-    result = _compile(name, experiment, target) if target.chip.dimensions else None
-    return make_plan(name, experiment, target, result, price)
-
-
-def _compile(name: str, experiment: Experiment, target: Slice):
-    live = sys.stderr.isatty()
-    end = "\r" if live else "\n"
-    last = -math.inf
-
-    def progress(seconds: float) -> None:
-        nonlocal last
-        if live or seconds - last >= 15:
-            print(f"compiling {name} for {target.name}, {seconds:.0f} s", end=end, file=sys.stderr)
-            last = seconds
-
-    result = compile_step(experiment, target, progress)
-    if live and last > 0:
-        print("\x1b[K", end="", file=sys.stderr)  # clears the line
-    return result
-
-
-# Placements
-
-
-def meshes(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
-    """Yield the experiment on every mesh over the slice's devices that divides its model."""
-    n = target.num_devices
-    for tensor in TENSOR_WAYS:
-        for replica in (
-            r for r in range(target.num_slices, n + 1, target.num_slices) if n % r == 0
-        ):
-            fsdp, rest = divmod(n, replica * tensor)
-            if rest or (replica & (replica - 1) and replica != target.num_slices):
-                continue
-            for ring in (1, *rings(target, fsdp)):
-                mesh = dataclasses.replace(
-                    experiment.execution.mesh,
-                    replica=replica,
-                    fsdp=fsdp,
-                    ring=ring,
-                    tensor=tensor,
-                    sequence_parallel=tensor > 1,
-                )
-                yield with_execution(experiment, mesh=mesh)
-
-
-def with_execution(experiment: Experiment, **fields: object) -> Experiment:
-    """Return the experiment with some fields of its execution replaced."""
-    return dataclasses.replace(
-        experiment, execution=dataclasses.replace(experiment.execution, **fields)
-    )
-
-
-def rings(target: Slice, fsdp: int) -> list[int]:
-    """Return the side of the torus for fsdp's ring, or none: of 8 or more, because a short ring
-    leaves much to its planes, and the shortest, because the matmuls of a long one are too small."""
-    return sorted(side for side in target.shape if side >= 8 and fsdp % side == 0)[:1]
-
-
-def _valid(experiment: Experiment) -> bool:
-    try:
-        validate(experiment)
-    except UserError:
-        return False
-    return True
-
-
-def nearest(experiment: Experiment, target: Slice) -> Experiment | None:
-    """Return the valid placement whose mesh and micro-batches differ least from the
-    experiment's."""
-
-    def distance(other: Experiment) -> float:
-        pairs = [
-            (getattr(experiment.execution.mesh, a), getattr(other.execution.mesh, a))
-            for a in ("replica", "fsdp", "ring", "tensor")
-        ]
-        pairs.append((experiment.execution.micro_batches, other.execution.micro_batches))
-        return sum(abs(math.log(a / b)) for a, b in pairs)
-
-    candidates = (
-        with_execution(e, micro_batches=micro_batches)
-        for e in meshes(experiment, target)
-        for micro_batches in _divisors(experiment.data.batch_size)
-    )
-    return min(filter(_valid, candidates), key=distance, default=None)
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def placements(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
-    """Yield the experiment on every mesh, in every number of micro-batches, under every remat
-    policy."""
-    for e, micro_batches, remat in itertools.product(
-        meshes(experiment, target), _divisors(experiment.data.batch_size), REMAT_POLICIES
-    ):
-        candidate = with_execution(e, remat=remat, micro_batches=micro_batches)
-        if _valid(candidate):
-            yield candidate
-
-
-def override_flags(old: Experiment, new: Experiment) -> str:
-    """Return the --set options that make one of the other."""
-    return " ".join(f"--set {name}={value}" for name, (_, value) in changes(old, new).items())
-
-
-def _remedies(experiment: Experiment, target: Slice, needed: float | None) -> list[Experiment]:
-    """Return placements one or two changes away, the fastest that should fit first.
-
-    needed: bytes, if the compiler said so. By it, or by not fitting, the experiment itself tells
-    how far the arithmetic is off.
-    """
-    limit = target.chip.hbm_bytes
-    correction = (needed or ROUGH * limit) / estimate_analytically(experiment, target).peak_bytes
-    near = []
-    for e in placements(experiment, target):
-        a, b = e.execution, experiment.execution
-        num_changes = (
-            (a.mesh != b.mesh) + (a.micro_batches != b.micro_batches) + (a.remat != b.remat)
-        )
-        figures = estimate_analytically(e, target)
-        held = host_holds(figures.offloaded_bytes, target)
-        if not 0 < num_changes <= 2 or not held:
-            continue
-        if figures.peak_bytes * correction < (1 - MIN_SPARE) * limit:
-            near.append((figures.step_seconds * (1 + COST_OF_CHANGE * num_changes), e))
-    return [e for _, e in sorted(near, key=lambda item: item[0])]
-
-
-# The search
 
 
 @dataclasses.dataclass
@@ -425,71 +215,3 @@ def _pareto(found: list[tuple[Plan, Experiment]]) -> list[tuple[Plan, Experiment
             kept.append((plan, experiment))
             seen.add(mine)
     return kept
-
-
-# The experiment file
-
-
-def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
-    """Write an experiment file of the placement; its docstring says by which figures it was
-    chosen."""
-    experiment = with_execution(experiment, slice=plan.slice)
-    sections = [getattr(experiment, f.name) for f in dataclasses.fields(Experiment)]
-    used = (*sections, experiment, experiment.execution.mesh)
-    classes = sorted(type(section).__name__ for section in used)
-    text = "\n".join(
-        [
-            f'"""{lines(plan)[0]}.',
-            "",
-            "Chosen by llama-jax plan --search; estimates, nothing of it was measured:",
-            "",
-            *lines(plan)[1:],
-            "",
-            f"llama-jax train {path}",
-            '"""',
-            "",
-            "from llama_jax.config import (",
-            *(f"    {name}," for name in classes),
-            ")",
-            "",
-            "",
-            "def get_experiment() -> Experiment:",
-            "    return Experiment(",
-            *(
-                line
-                for field, section in zip(dataclasses.fields(Experiment), sections, strict=True)
-                for line in _section(field.name, section)
-            ),
-            "    )",
-            "",
-        ]
-    )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as e:
-        raise UserError(f"--out: cannot write {str(path)!r}: {e.strerror or e}") from e
-
-
-def _section(name: str, section: object) -> list[str]:
-    """Return the source of one section, without the fields that have their default."""
-    fields = [
-        f"            {f.name}={_source(getattr(section, f.name))},"
-        for f in dataclasses.fields(section)
-        if getattr(section, f.name) != f.default
-    ]
-    return [f"        {name}={type(section).__name__}(", *fields, "        ),"]
-
-
-def _source(value: object) -> str:
-    """Return a value as ruff formats it, but for the breaks of long lines."""
-    if isinstance(value, str):
-        return json.dumps(value)
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_source, value))}{',' if len(value) == 1 else ''})"
-    if isinstance(value, MeshConfig):
-        given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        named = (f"{k}={v!r}" for k, v in given.items() if v != getattr(MeshConfig(), k))
-        return f"MeshConfig({', '.join(named)})"
-    return repr(value)

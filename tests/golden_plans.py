@@ -1,6 +1,6 @@
-"""The four sizes on each of their slices, planned: rewrites experiments/results/plans.json.
+"""Golden plans, of the four sizes on each of their slices: rewrites experiments/results/plans.json.
 
-    python benchmarks/plan_all.py [--only llama_7b@v5e:8x8 ...]
+    python tests/golden_plans.py [--only llama_7b@v5e:8x8 ...]
 
 A program that was compiled before and has not changed takes seconds, another one to three minutes.
 A change that costs memory, FLOPs or communication shows in the diff of the file.
@@ -10,16 +10,18 @@ import argparse
 import json
 from pathlib import Path
 
+from llama_jax.experiment import execute
 from llama_jax.hardware import GIB
-from llama_jax.plan.report import Plan, brief
-from llama_jax.plan.search import plan_all
+from llama_jax.plan.plan import Plan
+from llama_jax.plan.slices import plan_all
+from llama_jax.plan.text import brief
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 GOLDEN = EXPERIMENTS / "results/plans.json"
 
 
 def figures(plan: Plan) -> dict:
-    """What is kept of a plan. Bytes and FLOPs do not depend on the machine that compiles."""
+    """Return what is kept of a plan. Bytes and FLOPs do not depend on the machine that compiles."""
     return {
         "fits": plan.fits,
         "spare_share": round(plan.spare_share, 3),
@@ -39,12 +41,10 @@ def figures(plan: Plan) -> dict:
 
 
 def placements() -> list[str]:
-    """Every EXPERIMENT@SLICE that an experiment file names in its SLICES."""
+    """Return every EXPERIMENT@SLICE that an experiment file names in its SLICES."""
     named = []
     for path in sorted(EXPERIMENTS.glob("llama_*.py")):
-        scope: dict = {}
-        exec(compile(path.read_text(), path, "exec"), scope)
-        named += [f"{path.stem}@{name}" for name in scope["SLICES"]]
+        named += [f"{path.stem}@{name}" for name in execute(str(path)).SLICES]
     return named
 
 
