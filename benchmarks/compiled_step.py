@@ -150,7 +150,7 @@ def make_environment(python: str) -> None:
 
 
 def run(*command: str) -> None:
-    """Prints the command, and what it says if it fails."""
+    """Print the command, run it, and print what it says if it fails."""
     print(f"$ {shlex.join(command)}", flush=True)
     try:
         subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, stderr=STDOUT)
@@ -188,14 +188,14 @@ def digest(*parts: str) -> str:
 
 
 def experiment_of(row: Row) -> config.Experiment:
-    """The slice's, with one micro-batch."""
+    """Return the experiment on the row's slice, with one micro-batch."""
     rows = row.tokens_per_chip * parse_slice(row.slice).num_chips // 2048
     overrides = [*row.overrides, "execution.micro_batches=1", f"data.batch_size={rows}"]
     return load(str(REPOSITORY / "experiments" / f"{row.experiment}.py"), overrides, row.slice)
 
 
 def write_ours(name: str, prefix: str) -> None:
-    """In a process of MaxText's environment."""
+    """Compile our step and write it; in a process of MaxText's environment."""
     import jax
     import jax.numpy as jnp
 
@@ -264,7 +264,7 @@ def add_rows(table: Table, row: Row, ours: Path, maxtext: Path) -> None:
 
 
 def read(row: Row, prefix: Path) -> tuple[Estimate, int, int]:
-    """A program's time, and its bytes of HBM and of the host's memory."""
+    """Return a program's estimate, and its bytes of HBM and of the host's memory."""
     record = json.loads(prefix.with_suffix(".json").read_text())
     hlo = prefix.with_suffix(".hlo").read_text()
     where = parse_slice(row.slice)

@@ -108,7 +108,7 @@ def llama_cpp(kind: str, batch: int, directory: Path) -> Callable[[int], object]
     tokens_in = c.llama_batch_init(batch * PROMPT, 0, 1)
 
     def feed(columns: list[list[int]], first: int) -> list[int]:
-        """The likeliest token after each row's new tokens, which begin at place `first`."""
+        """Return the likeliest token after each row's new tokens, the first at position `first`."""
         count, last = 0, []
         for row, tokens in enumerate(columns):
             for place, token in enumerate(tokens):
@@ -148,7 +148,7 @@ def shape(dtype: str):
 
 
 def write_files(directory: Path) -> None:
-    """A checkpoint of random weights, as llama.cpp's three kinds of file."""
+    """Write a checkpoint of random weights as llama.cpp's three kinds of file."""
     import dataclasses
 
     import jax
@@ -175,7 +175,7 @@ def write_files(directory: Path) -> None:
 
 
 def serve(engine: str, batch: int, directory: Path) -> None:
-    """For each line on stdin, one on stdout: CPU-seconds for the prompts and for NEW tokens."""
+    """Answer each line on stdin with the CPU-seconds for the prompts and for NEW tokens."""
     name, kind = engine.split()
     make = {"llama_jax": llama_jax, "transformers": transformers, "llama.cpp": llama_cpp}[name]
     run = make(kind, batch, directory)
@@ -194,8 +194,8 @@ def serve(engine: str, batch: int, directory: Path) -> None:
 
 
 def bandwidth() -> float:
-    """Bytes that one core reads in a second. The fastest of the sums, extrema and products of numpy
-    and torch, which read 18 to 36 GB/s here."""
+    """Measure the bytes/s that one core reads, by the fastest of the sums, extrema and products of
+    numpy and torch, which read 18 to 36 GB/s here."""
     import numpy as np
 
     array = np.ones(2**26, np.float32)
@@ -262,7 +262,8 @@ def tabulate(batch: int, times: dict[str, list[tuple[float, float, float]]]):
 
 
 def measure(names: list[str], batch: int, directory: str, rounds: int):
-    """Engine: seconds of the prompts, seconds of NEW tokens, bytes/s read just before; by round."""
+    """Measure each engine, a tuple a round: seconds of the prompts, seconds of NEW tokens, and the
+    bytes/s that were read just before."""
     engines = {}
     for name in names:
         python = str(LLAMACPP) if "llama.cpp" in name else sys.executable

@@ -1,4 +1,4 @@
-"""Compiles MaxText's train step for TPUs that need not be there, and keeps the scheduled program.
+"""Compile MaxText's train step for TPUs that need not be there, and keep the scheduled program.
 
     python benchmarks/maxtext_compile.py v5e-64 out/7b model_name=llama2-7b per_device_batch_size=4
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def compile_step(topology: str, overrides: list[str]) -> tuple[Any, Any, Any, float]:
-    """(compiled, MaxText's configuration, mesh, seconds): what passes through jit_and_compile."""
+    """Return (compiled, MaxText's configuration, mesh, seconds), as they pass jit_and_compile."""
     import maxtext  # reads LIBTPU_INIT_ARGS
     from maxtext.trainers.pre_train import train_compile
 
@@ -81,7 +81,7 @@ def compile_step(topology: str, overrides: list[str]) -> tuple[Any, Any, Any, fl
 
 
 def model_flops(config: Any) -> float:
-    """Of one device and step, attention counted causally."""
+    """Return the FLOPs of one device and step, attention counted causally."""
     from maxtext.utils import maxtext_utils
 
     total, _, _ = maxtext_utils.calculate_tflops_training_per_device(config, log=False)

@@ -32,7 +32,7 @@ class Turn:
 
 
 def wait_for_turn(self, *args, **kwargs):
-    """MaxText asks for a batch at the beginning of each step."""
+    """Load a batch once a step was asked for: MaxText calls this at the beginning of each."""
     if Turn.left == 0:
         jax.block_until_ready(jax.live_arrays())
         if Turn.asked:

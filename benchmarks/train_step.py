@@ -217,7 +217,7 @@ def main() -> None:
 
 
 def measure(work: Work, rounds: int) -> dict[str, list[tuple[float, float | None]]]:
-    """For each trainer that can, (tokens/s, matmul FLOP/s or None), one a round."""
+    """Measure each trainer that can run, a tuple a round: (tokens/s, matmul FLOP/s or None)."""
     spawn = multiprocessing.get_context("spawn")
     turns, processes = {}, []
     for name, trainer in TRAINERS.items():

@@ -36,7 +36,7 @@ class ModelConfig:
 
     @property
     def mlp_dim(self) -> int:
-        """Width of the SwiGLU: 2/3 of 4 * embed_dim, rounded up to a multiple of 256."""
+        """Return the width of the SwiGLU: 2/3 of 4 * embed_dim, rounded up to a multiple of 256."""
         if self.mlp_dim_override is not None:
             return self.mlp_dim_override
         return -(-(8 * self.embed_dim // 3) // 256) * 256

@@ -19,7 +19,7 @@ OPEN = {".jsonl": lambda raw: raw, ".gz": gzip.open, ".xz": lzma.open}
 
 
 def files(data: DataConfig, source: str, split: str) -> list[epath.Path]:
-    """The shard files of one split of one source, by name. Raises UserError if there are none."""
+    """Return the shard files of one split of a source, by name. Raises UserError for none."""
     corpus = epath.Path(EMBEDDED if data.corpus == "embedded" else data.corpus)
     directory = corpus / source
     if not directory.is_dir():
@@ -35,7 +35,7 @@ def files(data: DataConfig, source: str, split: str) -> list[epath.Path]:
 
 
 def read(path: epath.Path) -> Iterator[str]:
-    """The text of each document of one file. Raises UserError naming file and line."""
+    """Yield the text of each document of one file. Raises UserError naming file and line."""
     number = 0
     try:
         with path.open("rb") as raw, OPEN[path.suffix](raw) as lines:

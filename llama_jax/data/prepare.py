@@ -49,7 +49,7 @@ def ensure(data: DataConfig) -> int:
 
 
 def prepare(data: DataConfig, num_workers: int) -> None:
-    """Tokenizes every source of the mixture into data.store, a shard file at a time per worker.
+    """Tokenize every source of the mixture into data.store, a shard file at a time per worker.
 
     What is already there is verified and kept; what is damaged is made again. The same corpus and
     tokenizer give the same bytes with any number of workers, in one go or in several. The tokens
@@ -82,7 +82,7 @@ def prepare(data: DataConfig, num_workers: int) -> None:
 
 
 def _run(jobs: list[_Job], num_workers: int) -> dict[str, store.Shard]:
-    """The finished shards by path, with a line about each as it is done."""
+    """Return the finished shards by path, and print a line about each as it is done."""
     start, sizes = time.monotonic(), {job.path: job.file.stat().length for job in jobs}
     shards: dict[str, store.Shard] = {}
     for job, shard, speed in _results(jobs, num_workers):
@@ -119,7 +119,7 @@ def _results(jobs: list[_Job], num_workers: int) -> Iterator[tuple[_Job, store.S
 
 
 def _prepare_shard(job: _Job) -> tuple[_Job, store.Shard, str]:
-    """Makes one shard unless it is there and whole; and how fast, for the progress line."""
+    """Make one shard unless it is there and whole; return also how fast, for the progress line."""
     start = time.monotonic()
     origin = (job.file.name, _sha256(job.file), job.tokenizer_sha256)
     record = f"{job.path}.json"
@@ -138,7 +138,7 @@ def _prepare_shard(job: _Job) -> tuple[_Job, store.Shard, str]:
 
 
 def _tokenize(job: _Job) -> tuple[np.ndarray, int]:
-    """The token ids of a shard file, its documents in a random, fixed order; and their number."""
+    """Return a shard file's token ids, its documents in a random, fixed order, and their number."""
     from llama_jax.data import tasks  # not needed, and slow to import, if all is there already
 
     dtype = np.uint16 if tokenizer.load(job.data.tokenizer).vocab_size() <= 2**16 else np.uint32

@@ -51,18 +51,18 @@ class Split:
 
 
 def exists(data: DataConfig) -> bool:
-    """Whether every source of the mixture has been prepared."""
+    """Return whether every source of the mixture has been prepared."""
     indices = [index_path(source, split) for source, _ in data.mixture for split in SPLITS]
     return all(read_json(data.store, path) is not None for path in indices)
 
 
 def read_index(data: DataConfig) -> dict[str, dict[str, Split]]:
-    """index[source][split] for the sources of the mixture. Raises UserError if one is missing."""
+    """Read index[source][split] of the mixture's sources. Raises UserError if one is missing."""
     return {source: {s: read_split(data, source, s) for s in SPLITS} for source, _ in data.mixture}
 
 
 def read_split(data: DataConfig, source: str, split: str) -> Split:
-    """Raises UserError if this split of the source has not been prepared."""
+    """Read the index of one split. Raises UserError if it has not been prepared."""
     found = read_json(data.store, index_path(source, split))
     if found is None:
         raise UserError(
@@ -73,7 +73,7 @@ def read_split(data: DataConfig, source: str, split: str) -> Split:
 
 
 def digest(data: DataConfig) -> str:
-    """sha256 over the tokens of all sources of the mixture, whatever their rates."""
+    """Return a sha256 over the tokens of all sources of the mixture, whatever their rates."""
     tokens = {
         source: {name: [shard.sha256 for shard in split.shards] for name, split in splits.items()}
         for source, splits in read_index(data).items()
@@ -82,7 +82,7 @@ def digest(data: DataConfig) -> str:
 
 
 def open_tokens(data: DataConfig, source: str, split: str) -> ts.TensorStore:
-    """The token ids of a split, shard after shard, as one array [num_tokens] of unsigned ints.
+    """Open the token ids of a split, shard after shard: one array [num_tokens] of unsigned ints.
 
     Raises UserError naming source and file; its reads raise ValueError, see `damaged`.
     """
@@ -104,7 +104,7 @@ def open_tokens(data: DataConfig, source: str, split: str) -> ts.TensorStore:
 
 
 def damaged(source: str, error: ValueError) -> UserError:
-    """TensorStore's error about a file of the store, which it names, as one for the user."""
+    """Make a UserError of TensorStore's error about a file of the store, which it names."""
     reason = str(error).partition(" [tensorstore_spec")[0]
     return UserError(
         f"data.store: source {source} cannot be read; if a file is damaged or missing, "
@@ -124,7 +124,7 @@ def index_path(source: str, split: str) -> str:
 
 
 def write_array(store: str, path: str, tokens: np.ndarray) -> None:
-    """Replaces one array of the store by tokens [num_tokens], uint16 or uint32."""
+    """Replace one array of the store by tokens [num_tokens], uint16 or uint32."""
     codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     sharding = {"chunk_shape": [BLOCK_TOKENS], "codecs": codecs, "index_codecs": codecs}
     metadata = {
@@ -141,7 +141,7 @@ def write_array(store: str, path: str, tokens: np.ndarray) -> None:
 
 
 def open_array(store: str, path: str, context: ts.Context | None = None) -> ts.Future:
-    """A future of one array of the store. It and its reads raise ValueError naming the file."""
+    """Open one array of the store, a future. It and its reads raise ValueError naming the file."""
     spec = {
         "driver": "zarr3",
         "kvstore": _kvstore(store, f"{path}/"),
@@ -152,7 +152,7 @@ def open_array(store: str, path: str, context: ts.Context | None = None) -> ts.F
 
 
 def read_json(store: str, path: str) -> dict[str, typing.Any] | None:
-    """None if there is no such file."""
+    """Read a JSON file of the store; None if there is no such file."""
     try:
         found = ts.KvStore.open(_kvstore(store, "")).result().read(path).result()
     except ValueError as e:
@@ -164,7 +164,7 @@ def read_json(store: str, path: str) -> dict[str, typing.Any] | None:
 
 
 def write_json(store: str, path: str, value: dict[str, typing.Any]) -> None:
-    """Atomically."""
+    """Replace a JSON file of the store, atomically."""
     text = json.dumps(value, indent=1).encode()
     try:
         ts.KvStore.open(_kvstore(store, "")).result().write(path, text).result()

@@ -21,7 +21,7 @@ if typing.TYPE_CHECKING:
 
 
 def register(data: DataConfig) -> "seqio.Mixture":
-    """The Mixture of data.mixture, whose Tasks give {"targets": BOS, tokens, EOS} a document.
+    """Return the Mixture of data.mixture; its Tasks give {"targets": BOS, tokens, EOS} a document.
 
     A name in seqio's registries ends in a digest of what it stands for, so that other corpora and
     tokenizers can be registered beside this one. Raises UserError for a missing file.
@@ -36,7 +36,7 @@ def register(data: DataConfig) -> "seqio.Mixture":
 
 
 def task(data: DataConfig, source: str) -> "seqio.Task":
-    """The Task of one source, registered if need be."""
+    """Return the Task of one source, registered if need be."""
     import seqio
 
     return seqio.TaskRegistry.get(_register_task(data, source))
@@ -73,7 +73,7 @@ def _short_hash(value: typing.Any) -> str:
 
 
 def tokenize(data: DataConfig, source: str, split: str, shard: int) -> Iterator[np.ndarray]:
-    """The tokens of each document of one shard file, in order, int32 [length], never cut.
+    """Yield the tokens of each document of one shard file, in order, int32 [length], never cut.
 
     Raises UserError naming file and line if the file cannot be read.
     """

@@ -50,7 +50,7 @@ MUST_SURVIVE = (
 
 
 def train(data: DataConfig, vocab_size: int, out: Path, max_bytes: int) -> None:
-    """Writes a SentencePiece model trained on max_bytes of the mixture's train splits.
+    """Write a SentencePiece model trained on max_bytes of the mixture's train splits.
 
     Each source gives its rate's share of the bytes, and a source that is too small for it is
     repeated, as in training. The same corpus gives the same model, byte for byte.
@@ -80,7 +80,7 @@ def train(data: DataConfig, vocab_size: int, out: Path, max_bytes: int) -> None:
 
 
 def _sample(paths: list[epath.Path], num_bytes: float) -> Iterator[str]:
-    """Lines from the head of each file in equal shares; a file that runs out starts again."""
+    """Yield lines from the head of each file in equal shares; a file that runs out starts again."""
     for path in paths:
         wanted = left = num_bytes / len(paths)
         while left > 0:
@@ -94,13 +94,13 @@ def _sample(paths: list[epath.Path], num_bytes: float) -> Iterator[str]:
 
 
 def _lines(path: epath.Path) -> Iterator[str]:
-    """Without their newlines, which so become the byte piece <0x0A>, as in LLaMA's tokenizer."""
+    """Yield lines without their newlines, which so become the byte piece <0x0A>, as for LLaMA."""
     for text in documents.read(path):
         yield from (s for s in text.split("\n") if 0 < len(s.encode()) <= MAX_LINE_BYTES)
 
 
 def find(path: str) -> epath.Path:
-    """The file of a model; "embedded" is the one in this package. Raises UserError."""
+    """Find the file of a model; "embedded" is the one in this package. Raises UserError."""
     found = epath.Path(EMBEDDED if path == "embedded" else path)
     if not found.is_file():
         raise UserError(f"data.tokenizer: no file {found}; `llama-jax tokenizer` trains one")
@@ -108,12 +108,12 @@ def find(path: str) -> epath.Path:
 
 
 def load(path: str) -> sentencepiece.SentencePieceProcessor:
-    """The model at `path`, or "embedded". Raises UserError for a missing or unusable file."""
+    """Load the model at `path`, or "embedded". Raises UserError for a missing or unusable file."""
     return from_bytes(find(path).read_bytes(), f"data.tokenizer: {path}")
 
 
 def from_bytes(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor:
-    """The same of a file's content. where: it came from, for the error."""
+    """Load a model from the content of a file. where: it came from, for the error."""
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as e:
@@ -124,7 +124,7 @@ def from_bytes(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor
 
 
 def check(processor: sentencepiece.SentencePieceProcessor) -> None:
-    """Raises UserError naming the first text that the tokenizer does not give back as it was."""
+    """Check that the tokenizer gives back text as it was. Raises UserError naming what it loses."""
     for text in MUST_SURVIVE:
         ids = processor.encode(text)
         if processor.decode(ids) != text or processor.unk_id() in ids:
