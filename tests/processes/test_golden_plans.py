@@ -6,23 +6,19 @@ import importlib.util
 import itertools
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
+import plan_all
 from llama_jax.config import MeshConfig
 from llama_jax.hardware import parse_slice
 from llama_jax.plan.compile import devices
 from llama_jax.sharding import FSDP, make_mesh
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import plan_all  # noqa: E402
-
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="there is no libtpu for this system"
 )
+
 GOLDEN = json.loads(plan_all.GOLDEN.read_text())
 
 
@@ -62,7 +58,6 @@ def v5p():
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_a_change_of_memory_flops_or_communication_shows(v5p):
     """If this fails and the change is meant: `make plan-all`, and commit the diff."""
     found, recorded = plan_all.figures(v5p), GOLDEN["llama_7b@v5p:4x4x4"]
@@ -73,7 +68,6 @@ def test_a_change_of_memory_flops_or_communication_shows(v5p):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_gradients_of_weights_are_scattered_not_summed_everywhere(v5p):
     """What all-reduces over fsdp are left carry norms' gradients, the second stage of the two
     tables', and scalars: under a hundredth of what is scattered."""
