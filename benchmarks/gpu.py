@@ -32,9 +32,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gpu_parts import PARTS, TOLERANCE, Row
 from rich.console import Console
 from rich.table import Table
+
+from gpu_parts import PARTS, TOLERANCE, Row
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 480

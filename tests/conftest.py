@@ -5,25 +5,67 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import gzip
+import contextlib
+import io
 import itertools
-import json
-import lzma
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import absl.flags
-import exports
 import jax
 import pytest
+from etils import epath
 
-from llama_jax.config import DataConfig, MeshConfig
+import llama_jax.cli
+from helpers import exports, plans, stores
+from helpers.paths import SHARED
+from helpers.runs import EXPERIMENT, NUM_STEPS
+from helpers.sweeps import SWEEP
+from llama_jax.config import DataConfig, Experiment, MeshConfig
 from llama_jax.data import documents, tokenizer
 from llama_jax.data.prepare import prepare
+from llama_jax.experiment import load
 from llama_jax.formats import convert
 from llama_jax.sharding import make_mesh
+from llama_jax.train import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 absl.flags.FLAGS(["tests"])
+
+# The files that take longest come first: two workers then end at about the same time.
+LONGEST = ("test_pages", "test_golden_plans", "test_sweeps", "test_train", "test_clients")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [*LONGEST, "processes"]
+
+    def rank(item: pytest.Item) -> int:
+        parts = (item.path.stem, item.path.parent.name)
+        return next((i for i, name in enumerate(names) if name in parts), len(names))
+
+    items.sort(key=rank)
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., SimpleNamespace]:
+    """Run a llama-jax command line in this process: its returncode, stdout and stderr."""
+
+    def run(*args) -> SimpleNamespace:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as end,
+        ):
+            patch.setattr(sys, "argv", ["llama-jax", *map(str, args)])
+            llama_jax.cli.main()
+        code = end.value.code
+        return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+    return run
 
 
 @pytest.fixture
@@ -47,10 +89,10 @@ def tiny_corpus(tmp_path_factory) -> Path:
     for source, _ in TINY_MIXTURE:
         (corpus / source).mkdir()
         train = _head(source, "train", TINY_TRAIN_BYTES)
-        write_jsonl(corpus / source / "train-0.jsonl", train[0::2])
-        write_jsonl(corpus / source / "train-1.jsonl.gz", train[1::2])
+        stores.write_jsonl(corpus / source / "train-0.jsonl", train[0::2])
+        stores.write_jsonl(corpus / source / "train-1.jsonl.gz", train[1::2])
         validation = _head(source, "validation", TINY_VALIDATION_BYTES)
-        write_jsonl(corpus / source / "validation.jsonl.xz", validation)
+        stores.write_jsonl(corpus / source / "validation.jsonl.xz", validation)
     return corpus
 
 
@@ -71,18 +113,79 @@ def tiny_data(tiny_corpus, tmp_path_factory) -> DataConfig:
     return data
 
 
-def write_jsonl(path: Path, texts: list[str]) -> None:
-    opener = {".jsonl": open, ".gz": gzip.open, ".xz": lzma.open}[path.suffix]
-    with opener(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-
-
 def _head(source: str, split: str, num_bytes: int) -> list[str]:
     """Documents of the embedded corpus, each cut to 5000 characters, of num_bytes at least."""
     (path,) = documents.files(DataConfig(store="", batch_size=1), source, split)
     texts = [text[:5000] for text in itertools.islice(documents.read(path), num_bytes // 100)]
     sizes = itertools.accumulate(len(text.encode()) for text in texts)
     return texts[: 1 + next(i for i, size in enumerate(sizes) if size >= num_bytes)]
+
+
+@pytest.fixture
+def made_up(tmp_path) -> DataConfig:
+    """A store of made-up tokens."""
+    data = DataConfig(
+        mixture=(("long", 0.5), ("short", 0.3), ("other", 0.2)),
+        store=str(tmp_path / "store"),
+        seq_len=16,
+        batch_size=8,
+    )
+    stores.write(data)
+    return data
+
+
+# Runs
+
+
+@pytest.fixture(scope="session")
+def experiment_file(tiny_data, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("experiment") / "tiny.py"
+    path.write_text(EXPERIMENT.format(data=tiny_data, num_steps=NUM_STEPS))
+    return path
+
+
+@pytest.fixture(scope="session")
+def experiment(experiment_file) -> Experiment:
+    """The same on the eight devices of this process."""
+    return load(str(experiment_file), ["execution.mesh.fsdp=8"])
+
+
+@pytest.fixture(scope="session")
+def trained(experiment, tmp_path_factory) -> Path:
+    """A workdir of `experiment`, trained to its end in this process; to be copied, not changed."""
+    workdir = tmp_path_factory.mktemp("trained") / "trained"
+    train(experiment, epath.Path(workdir), accept_changes=False)
+    return workdir
+
+
+@pytest.fixture
+def make_file(tiny_data, tmp_path) -> Callable[..., Path]:
+    """A sweep file of (embed_dim, num_steps, vocab_size); the tokenizer has 512 pieces."""
+
+    def make(*runs: tuple[int, int, int]) -> Path:
+        path = tmp_path / "tiny.py"
+        path.write_text(SWEEP.format(data=tiny_data, runs=runs))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plan_cache(tmp_path_factory):
+    """A cache of plans for all tests of a file, and not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def plan(cli) -> Callable[..., SimpleNamespace]:
+    """Plan the tiny model of helpers/plans.py by the command."""
+
+    def run(*args: str, overrides: tuple[str, ...] = ()) -> SimpleNamespace:
+        return cli("plan", plans.EXPERIMENT, *plans.sets(*overrides), *args)
+
+    return run
 
 
 # Checkpoints to export
@@ -98,19 +201,21 @@ def runs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_data, tmp_path_factory) -> Path:
-    """A workdir that training wrote."""
-    workdir = tmp_path_factory.mktemp("trained") / "trained"
-    exports.save_trained(tiny_data, workdir)
+def stories(tmp_path_factory) -> Path:
+    """Real trained weights, as a workdir."""
+    if not (SHARED / "weights/stories260K.bin").exists():
+        pytest.skip("the weights of stories260K are not here (../shared/data/weights)")
+    workdir = tmp_path_factory.mktemp("stories") / "stories"
+    files = SHARED / "weights"
+    convert.import_model(files / "stories260K.bin", workdir, files / "tok512.model")
     return workdir
 
 
 @pytest.fixture(scope="session")
-def stories(tmp_path_factory) -> Path:
-    """Real trained weights, as a workdir."""
-    if not (exports.SHARED / "weights/stories260K.bin").exists():
-        pytest.skip("the weights of stories260K are not here (../shared/data/weights)")
-    workdir = tmp_path_factory.mktemp("stories") / "stories"
-    files = exports.SHARED / "weights"
-    convert.import_model(files / "stories260K.bin", workdir, files / "tok512.model")
-    return workdir
+def good(runs, tmp_path_factory) -> Path:
+    """Exports of one model, for tests to import, or to damage copies of."""
+    directory = tmp_path_factory.mktemp("good")
+    exports.export(runs / "gqa", directory / "hf", "hf", shard_bytes=300_000, verify=False)
+    exports.export(runs / "gqa", directory / "gguf", "gguf", verify=False)
+    exports.export(runs / "gqa", directory / "q4_0", "gguf", "q4_0", verify=False)
+    return directory

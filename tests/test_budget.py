@@ -1,12 +1,8 @@
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llama_jax import cli
 from llama_jax.config import UserError
 from llama_jax.hardware import CHIPS
 from llama_jax.progress import quantity
@@ -16,7 +12,6 @@ from llama_jax.scaling.costs import Assumptions
 from llama_jax.scaling.law import NAMES, PUBLISHED, PUBLISHED_RANGES, Law
 from llama_jax.scaling.optimum import Choice
 
-ROOT = Path(__file__).parents[1]
 ASSUMED = costs.resolve(Assumptions())
 A100 = CHIPS["a100"]
 
@@ -276,14 +271,10 @@ def test_the_figure_shows_what_the_table_does(target, assumed, tmp_path, monkeyp
 # The command
 
 
-def budget(*args: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "llama_jax", "budget", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
-def test_the_table_shows_the_choice_and_all_it_rests_on(tmp_path):
+def test_the_table_shows_the_choice_and_all_it_rests_on(cli, tmp_path):
     figure = tmp_path / "budget.svg"
-    done = budget(
+    done = cli(
+        "budget",
         *("--laws", "sardana", "--inference-tokens", "2e12", "--quality-of", "13e9"),
         *("--decode-mfu", "0.02", "--figure", str(figure)),
     )
@@ -323,10 +314,7 @@ def test_the_table_shows_the_choice_and_all_it_rests_on(tmp_path):
         ),
     ],
 )
-def test_a_demand_or_law_that_will_not_do_is_refused(args, message, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["llama-jax", "budget", "--laws", "hoffmann", *args])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    printed = capsys.readouterr()
-    assert (end.value.code, printed.out) == (2, "")
-    assert message in printed.err
+def test_a_demand_or_law_that_will_not_do_is_refused(args, message, cli):
+    done = cli("budget", "--laws", "hoffmann", *args)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr

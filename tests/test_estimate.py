@@ -1,121 +1,18 @@
-"""Slices by name, and the time of a program: hand-worked, against XLA's counts, and of libtpu."""
+"""The time of a program: loops, branches and collectives worked by hand."""
 
-import importlib.util
-import json
-import lzma
-import math
-import re
-from functools import cache, partial
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
 import pytest
-from jax import lax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from llama_jax.config import UserError
-from llama_jax.hardware import CHIPS, GIB, Slice, parse_slice
-from llama_jax.plan.compile import devices
+from helpers.programs import COMPUTE, COST, DOT, MESH, V5E, entry, fusion, of_v5e
 from llama_jax.plan.estimate import (
-    A_SCALE,
-    A_SPREAD,
-    B_SCALE,
-    B_SPREAD,
     KINDS,
-    Estimate,
-    estimate,
-    expected_mfu,
-)
-from llama_jax.plan.hlo import CAUSAL, DIAGONAL_WASTE
-
-V5E = CHIPS["v5e"]
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed; requirements-tpu.txt has it and needs no TPU",
 )
 
-# Slices
-
-
-def test_slices_are_read_and_written():
-    pod = parse_slice("2xv5e:16x16")
-    assert pod == Slice(V5E, (16, 16), 2)
-    assert (pod.name, pod.num_chips, pod.num_devices) == ("2xv5e:16x16", 512, 512)
-    assert parse_slice("tpu7x:4x4x8").num_devices == 2 * 128
-    assert parse_slice("h100:64").num_chips == 64
-    assert parse_slice("v4:8x16x16").name == "v4:8x16x16"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("8x8", r"got '8x8', expected \[SLICESx\]CHIP:SHAPE"),
-        ("0xv5e:8x8", "no chip '0xv5e'"),
-        ("v5e:", "expected"),
-        ("trillium:8x8", "no chip 'trillium'; there are v4, v5e, .* trillium is v6e"),
-        ("v5litepod:8x8", "v5litepod is v5e"),
-        ("v5e:4x4x4", "v5e has no shape 4x4x4; it has 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
-        ("v6e:16x32", "v6e has no shape 16x32; it has"),
-        ("v5p:8x8", "v5p has no shape 8x8; it has 2x2x1, 2x2x2, 2x2x4, 2x4x4 and multiples of 4"),
-        ("v5p:4x4x6", "v5p has no shape 4x4x6"),
-        ("v4:8x4x4", "ascending order, such as 4x4x4 or 4x8x8"),
-        ("h100:8x8", "h100 has no shape 8x8; it has a number of GPUs only, such as h100:64"),
-        ("2xh100:8", "GPUs come in no slices"),
-    ],
-)
-def test_what_is_no_slice_is_refused_in_one_sentence(text, message):
-    with pytest.raises(UserError, match=message) as error:
-        parse_slice(text)
-    assert "\n" not in str(error.value)
-
-
-def test_the_clock_of_chips_agrees_with_their_peak():
-    per_cycle = {name: chip.peak_flops / chip.clock for name, chip in CHIPS.items() if chip.clock}
-    expected = {"v4": 2**18, "v5e": 2**17, "v5p": 2**18, "v6e": 2**19, "tpu7x": 2**19}
-    assert per_cycle == pytest.approx(expected, rel=3e-3)
-
-
-def test_wraparound_of_pods_and_cubes():
-    assert V5E.wraparound((8, 16)) == (False, True)
-    assert CHIPS["v5p"].wraparound((2, 4, 4)) == (False, False, False)
-    assert CHIPS["v5p"].wraparound((4, 4, 8)) == (True, True, True)
-
-
-def test_devices_without_libtpu_name_the_remedy(monkeypatch):
-    from jax.experimental import topologies
-
-    def get_topology_desc(**_):
-        raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
-
-    monkeypatch.setattr(topologies, "get_topology_desc", get_topology_desc)
-    with pytest.raises(UserError, match="pip install -r requirements-tpu.txt"):
-        devices(parse_slice("v5e:8x8"))
-    with pytest.raises(UserError, match="h100:8: programs are compiled for TPUs only"):
-        devices(parse_slice("h100:8"))
-
-
-# Programs by hand
-
-COMPUTE = 50e-6  # seconds of the operations that have a cost
-COST = f'backend_config={{"window_config":{{"estimated_cycles":"{COMPUTE * V5E.clock:.0f}"}}}}'
-HEADER = "HloModule jit_step, is_scheduled=true, num_partitions=16\n\n"
-MESH = {"replica": 1, "fsdp": 4, "tensor": 4}
 # All-gather of 512 KiB from each of 4 devices along one axis of v5e:4x4, which is not closed.
 SENT = 3 * 2**19
+
 GATHER = SENT / (V5E.link_bandwidth / 2)
+
 assert GATHER < COMPUTE < 2 * GATHER  # the tests below count on it
-
-
-def entry(*lines: str, result: str = "f32[]") -> str:
-    body = "".join(f"  {line}\n" for line in lines)
-    return f"ENTRY %main (a: bf16[512,512]) -> {result} {{\n{body}}}\n"
-
-
-def of_v5e(hlo: str, mesh: dict[str, int] = MESH) -> Estimate:
-    return estimate(HEADER + hlo, V5E, mesh, (4, 4))
-
 
 LOOP = """%body (p: (s32[], bf16[512,512])) -> (s32[], bf16[512,512]) {
   %p = (s32[], bf16[512,512]{1,0}) parameter(0)
@@ -242,7 +139,9 @@ def test_an_all_reduce_may_send_fewer_bits_than_its_operands_have():
 
 
 START = "(bf16[512,512]{1,0}, bf16[2048,512]{1,0}) all-gather-start(%a), replica_groups="
+
 PERMUTE = 2**19 / (V5E.link_bandwidth / 2)  # one way
+
 TENSOR, FSDP = "[4,4]<=[16]", "[4,4]<=[4,4]T(1,0)"
 
 
@@ -302,14 +201,6 @@ def test_a_synchronous_collective_goes_first():
 def test_what_is_begun_for_the_next_pass_delays_it():
     result = of_v5e(entry("ROOT %a = bf16[512,512]{1,0} parameter(0)", f"%s = {START}{TENSOR}"))
     assert result.step_seconds == pytest.approx(GATHER)
-
-
-def fusion(name: str, *lines: str) -> str:
-    body = "".join(f"  {line}\n" for line in lines)
-    return f"%{name} (p: bf16[512,512]) -> bf16[2048,512] {{\n{body}}}\n\n"
-
-
-DOT = "bf16[512,512]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}"
 
 
 def test_continuation_fusions_carry_on_one_collective():
@@ -394,211 +285,3 @@ def test_transfers_between_slices():
     seconds = 2**19 / V5E.network_bandwidth
     assert collective.exposed_seconds == pytest.approx(seconds - COMPUTE)
     assert result.step_seconds == pytest.approx(seconds + within.seconds)
-
-
-# A kernel's metadata has line breaks.
-KERNEL = """%{name} = bf16[2,4,512,128]{{3,2,1,0}} custom-call(%q, %k, %k), \
-custom_call_target="tpu_custom_call", operand_layout_constraints={{s8[1,1,1]{{2,1,0}}, \
-bf16[2,4,512,128]{{3,2,1,0}}, bf16[2,4,512,128]{{3,2,1,0}}}}, frontend_attributes={{metadata={{
-"block_q": 512
-}}}}"""
-
-
-@pytest.mark.parametrize(
-    ("names", "matmuls"),
-    [
-        (["splash_mha_fwd_residuals.1"], 2),
-        (["splash_mha_fwd.1", "splash_mha_dkv_no_residuals.1"], 2 + 5),
-        (["splash_mha_fwd.1", "splash_mha_dq.1", "splash_mha_dkv.1"], 2 + 3 + 4),
-    ],
-)
-def test_attention_kernels_by_their_name(names, matmuls):
-    kernels = [KERNEL.format(name=name) for name in names]
-    matmul = "%m = bf16[512,512]{1,0} fusion(%q), calls=%f1"
-    result = of_v5e(
-        fusion("f1", "%p = bf16[512,512]{1,0} parameter(0)", f"ROOT %d = {DOT}")
-        + entry("ROOT %q = bf16[2,4,512,128]{3,2,1,0} parameter(0)", *kernels, matmul)
-    )
-    assert result.matmul_flops == 2 * 512**3
-    flops = matmuls * 2 * 2 * 4 * 512 * 512 * 128 * CAUSAL * DIAGONAL_WASTE
-    assert result.attention_flops == pytest.approx(flops)
-    assert result.step_seconds == result.breakdown["attention"]
-    assert result.step_seconds == pytest.approx(flops / (0.5 * V5E.peak_flops))
-    assert result.unknown == ()
-
-
-def test_kernels_whose_time_is_unknown_are_named():
-    call = 'f32[] custom-call(), custom_call_target="SomethingNew"'
-    free = 'f32[] custom-call(), custom_call_target="AllocateBuffer"'
-    result = of_v5e(entry(KERNEL.format(name="topk.1"), f"%b = {free}", f"ROOT %c = {call}"))
-    assert result.unknown == ("topk.1", "SomethingNew")
-
-
-@pytest.mark.parametrize(
-    ("x", "w", "options"),
-    [
-        ((2, 9, 7, 8), (1, 1, 8, 16), {"padding": "VALID"}),
-        ((2, 9, 7, 8), (3, 2, 8, 16), {"padding": ((1, 2), (0, 1)), "window_strides": (2, 1)}),
-        ((2, 9, 7, 8), (3, 2, 4, 16), {"padding": "SAME", "feature_group_count": 2}),
-        ((4, 9, 7, 8), (3, 2, 8, 16), {"padding": "VALID", "batch_group_count": 2}),
-        ((2, 5, 4, 8), (3, 2, 8, 16), {"padding": ((2, 2), (1, 1)), "lhs_dilation": (2, 3)}),
-        (
-            (2, 9, 9, 8),
-            (3, 3, 8, 16),
-            {"padding": ((2, 2), (4, 0)), "rhs_dilation": (2, 3), "window_strides": (1, 3)},
-        ),
-    ],
-)
-def test_flops_of_convolutions_are_xlas(x, w, options):
-    options = {"window_strides": (1, 1)} | options
-    convolve = partial(
-        lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
-    )
-    shapes = (jax.ShapeDtypeStruct(x, jnp.float32), jax.ShapeDtypeStruct(w, jnp.float32))
-    compiled = jax.jit(convolve).lower(*shapes).compile()
-    result = estimate(compiled.as_text(), V5E, {"fsdp": 1}, (1, 1))
-    assert result.matmul_flops == compiled.cost_analysis()["flops"]
-
-
-def test_a_batched_dot_as_libtpu_writes_it():
-    """bqhd,bkhd->bhqk with B and H as dilated spatial dimensions: 2 and 8 of them, not squared."""
-    result = of_v5e(
-        entry(
-            "%q = bf16[2,512,8,128]{3,2,1,0} parameter(0)",
-            "ROOT %c = f32[2,8,512,512]{3,2,1,0} convolution(%q, %q), "
-            "window={size=2x8 stride=1x7 lhs_dilate=2x8}, dim_labels=0b1f_0o1i->01bf",
-        )
-    )
-    assert result.matmul_flops == 2 * 2 * 8 * 512 * 512 * 128
-
-
-def test_expected_mfu_lies_between_the_cycles_and_the_executed_flops():
-    def of(seconds: float, exposed: float) -> Estimate:
-        breakdown = dict.fromkeys(KINDS, 0.0) | {"exposed communication": exposed * seconds}
-        return Estimate(seconds, breakdown, 1.1e15, 1e14, (), ())
-
-    model = 1e15  # of 1.2e15 executed
-    a = model / 10 / V5E.peak_flops
-    assert expected_mfu(of(10, 0.08), model, V5E) == pytest.approx((a, 0.75 / 1.2))
-    assert expected_mfu(of(10, 0.18), model, V5E) == pytest.approx((a, 0.75 / 1.2 * 0.9))
-    low, high = expected_mfu(of(6, 0), model, V5E)
-    assert (low, high) == pytest.approx((0.75 / 1.2, a * 10 / 6))
-
-
-# Programs of MaxText, whose MFU is published
-
-CALIBRATION = Path(__file__).parent / "calibration"
-PROGRAMS = json.loads((CALIBRATION / "programs.json").read_text())
-
-
-@cache
-def published_over_estimated(name: str) -> tuple[float, float]:
-    """By A, the step's time, and by B, its executed FLOPs; neither scaled."""
-    program = PROGRAMS[name]
-    where = parse_slice(program["slice"])
-    hlo = lzma.decompress((CALIBRATION / f"{name}.hlo.xz").read_bytes()).decode()
-    result = estimate(hlo, where.chip, program["mesh"], where.shape)
-    assert result.unknown == ()
-    seconds_at_peak = program["model_flops"] / where.chip.peak_flops
-    a = seconds_at_peak / result.step_seconds
-    b = program["model_flops"] / result.executed_flops
-    return program["published_mfu"] / a, program["published_mfu"] / b
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_scaled_estimates_agree_with_published_mfu_within_their_spread(name):
-    a, b = published_over_estimated(name)
-    assert 1 / A_SPREAD < a / A_SCALE < A_SPREAD
-    assert 1 / B_SPREAD < b / B_SCALE < B_SPREAD
-
-
-@pytest.mark.parametrize(
-    ("which", "scale", "spread"), [(0, A_SCALE, A_SPREAD), (1, B_SCALE, B_SPREAD)]
-)
-def test_scales_and_spreads_are_those_of_a_leave_one_out_fit(which, scale, spread):
-    logs = [math.log(published_over_estimated(name)[which]) for name in PROGRAMS]
-    n, total = len(logs), sum(logs)
-    worst = max(abs(log - (total - log) / (n - 1)) for log in logs)
-    assert round(math.exp(total / n), 2) == scale
-    assert round(math.exp(worst), 2) == spread
-
-
-# Programs of libtpu
-
-
-@needs_libtpu
-@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
-def test_chips_are_as_libtpu_has_them(name):
-    """The kind and number of the devices, and the HBM that is left to a program."""
-    where = parse_slice(name)
-    found = devices(where)
-    assert len(found) == where.num_devices
-    assert {device.device_kind for device in found} == {where.chip.device_kind}
-    sharding = jax.sharding.SingleDeviceSharding(found[0])
-    huge = jax.ShapeDtypeStruct((2**38,), jnp.int8, sharding=sharding)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="Ran out of memory on HBM") as error:
-        jax.jit(jnp.negative).lower(huge).compile()
-    (available,) = re.findall(r"exceeds available HBM \(([\d.]+)G\)", str(error.value))
-    assert float(available) * GIB == where.chip.hbm_bytes
-
-
-@needs_libtpu
-def test_a_scan_of_matmuls_is_as_many_matmuls():
-    (device,) = devices(parse_slice("v5e:1x1"))
-
-    def of(layers: int) -> Estimate:
-        def scan(x, w):
-            return lax.scan(lambda x, w: (x @ w, None), x, w)[0]
-
-        sharding = jax.sharding.SingleDeviceSharding(device)
-        x = jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16, sharding=sharding)
-        w = jax.ShapeDtypeStruct((layers, 1024, 1024), jnp.bfloat16, sharding=sharding)
-        hlo = jax.jit(scan).lower(x, w).compile().as_text()
-        return estimate(hlo, V5E, {"fsdp": 1}, (1, 1))
-
-    three, nine = of(3), of(9)
-    flops = 2 * 4096 * 1024 * 1024
-    assert (three.matmul_flops, nine.matmul_flops) == (3 * flops, 9 * flops)
-    assert nine.breakdown["matmul"] == pytest.approx(3 * three.breakdown["matmul"])
-    # libtpu expects of a matmul of this size between 70% and all of the peak.
-    assert 0.7 < flops / V5E.peak_flops / (three.breakdown["matmul"] / 3) <= 1.0
-
-
-@needs_libtpu
-def test_a_gather_over_an_axis_and_a_matmul_split_over_another():
-    where = parse_slice("v5e:4x4")
-    mesh = jax.make_mesh((4, 4), ("fsdp", "tensor"), (AxisType.Auto,) * 2, devices=devices(where))
-
-    def array(spec: P) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((1024, 1024), jnp.bfloat16, sharding=NamedSharding(mesh, spec))
-
-    out = NamedSharding(mesh, P(None, "tensor"))
-    step = jax.jit(lambda x, w: (x @ w, w), out_shardings=(out, NamedSharding(mesh, P())))
-    hlo = step.lower(array(P()), array(P(None, "tensor"))).compile().as_text()
-    result = estimate(hlo, V5E, {"fsdp": 4, "tensor": 4}, where.shape)
-    assert result.matmul_flops == 2 * 1024 * 1024 * 256
-    (gather,) = result.collectives
-    assert (gather.kind, gather.axis, gather.count) == ("all-gather", "tensor", 1)
-    assert gather.bytes == 3 / 4 * 2 * 1024 * 1024
-
-
-@needs_libtpu
-def test_a_splash_attention_call():
-    from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel,
-        splash_attention_mask,
-    )
-
-    (device,) = devices(parse_slice("v5e:1x1"))
-    B, H, T, K = 2, 4, 1024, 128
-    causal = splash_attention_mask.CausalMask((T, T))
-    mask = splash_attention_mask.MultiHeadMask([causal] * H)
-    kernel = splash_attention_kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    x = jax.ShapeDtypeStruct((B, H, T, K), jnp.bfloat16, sharding=sharding)
-    hlo = jax.jit(jax.vmap(kernel)).lower(x, x, x).compile().as_text()
-    result = estimate(hlo, V5E, {"fsdp": 1}, (1, 1))
-    flops = 2 * 2 * B * H * T * T * K * CAUSAL * DIAGONAL_WASTE
-    assert result.attention_flops == pytest.approx(flops)
-    assert result.breakdown["attention"] == pytest.approx(flops / (0.5 * V5E.peak_flops))
-    assert (result.matmul_flops, result.unknown) == (0, ())

@@ -4,14 +4,15 @@ import importlib
 import inspect
 import json
 import pkgutil
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from etils import epath
-from exports import GQA, export, main, sha256
 
-from llama_jax import cli, formats
+from helpers.exports import GQA, export, sha256
+from llama_jax import formats
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.formats import convert
 from llama_jax.formats.format import Format
@@ -97,10 +98,10 @@ def fingerprints(workdir: Path) -> dict[str, int]:
     return checkpoint.read_meta(epath.Path(workdir), 0).fingerprints
 
 
-def test_one_command_goes_from_hugging_face_to_gguf(runs, tmp_path):
+def test_one_command_goes_from_hugging_face_to_gguf(cli, runs, tmp_path):
     """The same bytes as by way of a checkpoint, proven in the same way."""
     export(runs / "gqa", tmp_path / "gqa", "hf", "bf16", verify=False, shard_bytes=300_000)
-    done = main(
+    done = cli(
         *("export", tmp_path / "gqa", "--to", "gguf", "--type", "q4_0", "--out", tmp_path / "x")
     )
     assert done.returncode == 0, done.stderr
@@ -112,22 +113,20 @@ def test_one_command_goes_from_hugging_face_to_gguf(runs, tmp_path):
     assert not manifest.keys() & {"checkpoint", "step", "experiment_sha256"}
 
 
-def test_how_a_run_is_executed_does_not_change_what_is_exported(runs, tmp_path):
+def test_how_a_run_is_executed_does_not_change_what_is_exported(cli, runs, tmp_path):
     command = ("export", runs / "gqa", "--to", "hf", "--no-verify", "--out", tmp_path / "x")
     changes = ("--set", "execution.attention=splash", "--set", "model.compute_dtype=bfloat16")
-    args = cli.parser().parse_args([*map(str, command), *changes])
-    assert args.run(args) == 0
+    assert cli(*command, *changes).returncode == 0
     made = export(runs / "gqa", tmp_path / "y", "hf", "bf16", verify=False)
     assert json.loads((tmp_path / "x/export.json").read_text())["sha256"] == made["sha256"]
 
 
-def test_options_of_runs_and_of_other_frameworks_models_are_not_mixed(runs, tmp_path):
+def test_options_of_runs_and_of_other_frameworks_models_are_not_mixed(cli, runs, tmp_path):
     export(runs / "gqa", tmp_path / "gqa", "hf", verify=False)
 
     def refused(match: str, *command) -> None:
-        args = cli.parser().parse_args([*map(str, ("export", *command, "--to", "hf"))])
-        with pytest.raises(UserError, match=match):
-            args.run(args)
+        done = cli("export", *command, "--to", "hf")
+        assert done.returncode == 2 and re.search(match, done.stderr)
 
     out = ("--out", tmp_path / "x")
     changes = ("--set", "model.norm_eps=1e-6")

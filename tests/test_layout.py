@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from helpers.paths import ROOT
+
 # A module imports only those on the lines above its own, or none of ours.
 FLOORS = [
     ["config"],

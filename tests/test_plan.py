@@ -1,75 +1,29 @@
-"""Plans: libtpu compiles a tiny model for slices that are not there, in processes of its own."""
+"""Plans as far as nothing is compiled: arithmetic, refusals, and the cache's names."""
 
-import ast
-import dataclasses
 import importlib.util
-import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import pytest
 
+from helpers.plans import EXPERIMENT, SLICE, tiny
 from llama_jax.config import UserError
 from llama_jax.experiment import load
 from llama_jax.hardware import GIB, parse_slice
-from llama_jax.plan import analytic, figure, slices, sources
+from llama_jax.plan import analytic, sources
 from llama_jax.plan import compile as compiler
 from llama_jax.plan.analytic import estimate_analytically
-from llama_jax.plan.compile import CompiledStep, OutOfMemory
+from llama_jax.plan.compile import OutOfMemory
 from llama_jax.plan.plan import make_plan
 from llama_jax.plan.text import lines
 
-EXPERIMENT = str(Path(__file__).parents[1] / "experiments/llama_7b.py")
-SLICE = parse_slice("v5e:2x2")
-TINY = [
-    "model.num_layers=2",
-    "model.embed_dim=128",
-    "model.num_heads=1",
-    "model.vocab_size=256",
-    "execution.attention=splash",
-    "execution.remat=qkv",
-    "data.seq_len=256",
-    "data.batch_size=8",
-    "execution.micro_batches=1",
-    "execution.compiler_options=()",
-    "execution.mesh.replica=1",
-    "execution.mesh.fsdp=4",
-    "execution.mesh.tensor=1",
-    "execution.mesh.sequence_parallel=false",
-]
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed; it needs no TPU",
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """One for all tests here, and not the user's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-def tiny(*changes: str, target=SLICE):
-    return slices.load(EXPERIMENT, [*TINY, *changes], target)
-
-
-def plan(*args: str, overrides: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    sets = [word for text in (*TINY, *overrides) for word in ("--set", text)]
-    command = [sys.executable, "-m", "llama_jax", "plan", EXPERIMENT, *sets, *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
 # By arithmetic
 
+pytestmark = pytest.mark.usefixtures("plan_cache")
 
-def test_gpus_are_planned_by_arithmetic_and_say_so():
+
+def test_gpus_are_planned_by_arithmetic_and_say_so(plan):
     done = plan("--slice", "h100:4", "--price", "2", overrides=("execution.attention=cudnn",))
     assert done.returncode == 0, done.stderr
     assert "by arithmetic, nothing compiled" in done.stdout
@@ -77,7 +31,7 @@ def test_gpus_are_planned_by_arithmetic_and_say_so():
     assert "FITS by arithmetic" in done.stdout and " at 2 a chip and hour" in done.stdout
 
 
-def test_gpus_that_are_too_small_are_told_what_fits():
+def test_gpus_that_are_too_small_are_told_what_fits(plan):
     large = ("execution.attention=cudnn", "model.num_layers=32", "model.embed_dim=4096")
     large += ("data.batch_size=512", "data.seq_len=2048")
     done = plan("--slice", "h100:4", overrides=large)
@@ -144,39 +98,13 @@ def test_a_placement_that_cannot_be_is_refused_with_one_that_can(changes, messag
     assert "\n" not in str(error.value)
 
 
-def test_slices_that_are_missing_or_unknown_are_named():
+def test_slices_that_are_missing_or_unknown_are_named(plan):
     done = plan("--set", "execution.slice=none")
     assert (done.returncode, done.stdout) == (2, "")
     assert "names no slice in execution.slice; give one, e.g. --slice v5e:8x8" in done.stderr
     done = plan("--slice", "v9:2x2")
     assert done.returncode == 2 and "no chip 'v9'" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-# The compiler's process, in the place of which another one fails
-
-
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        ("import os; os.abort()", "the compiler ended on signal 6; change the mesh"),
-        ("raise SystemExit('RuntimeError: no luck')", "process failed: RuntimeError: no luck"),
-        ("import time; time.sleep(60)", "stopped after 1 s without an answer; try a smaller"),
-    ],
-)
-def test_a_compiler_that_fails_is_one_sentence(code, message, monkeypatch):
-    run = subprocess.Popen
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
-    monkeypatch.setattr(compiler, "TIMEOUT_SECONDS", 0.5)
-    monkeypatch.setattr(
-        subprocess,
-        "Popen",
-        lambda _, **kwargs: run([sys.executable, "-c", code], **kwargs),
-    )
-    with pytest.raises(UserError, match=message) as error:
-        compiler.compile_step(tiny(), SLICE)
-    assert "\n" not in str(error.value)
-    assert compiler.cached(tiny(), SLICE) is None
 
 
 def test_a_missing_libtpu_is_said_with_the_remedy(monkeypatch):
@@ -233,111 +161,3 @@ def test_a_change_of_what_the_step_imports_changes_its_name_in_the_cache(
     with (package / file).open("a") as source:
         source.write("# a change\n")
     assert (compiler._path(tiny(), SLICE) != before) == part_of_the_step
-
-
-# Compiled
-
-
-@pytest.fixture(scope="module")
-def compiled(cache) -> dict:
-    """The tiny model's plan, as JSON."""
-    done = plan("--slice", SLICE.name, "--price", "2", "--json")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"compiling llama_7b for v5e:2x2, \d+ s", done.stderr)
-    (found,) = json.loads(done.stdout)
-    return found
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_a_repeat_is_cached_and_loads_no_jax(compiled):
-    code = (
-        "import sys; from llama_jax import cli; sys.argv[0] = 'llama-jax'\n"
-        "try: cli.main()\n"
-        "finally: print('jax' in sys.modules, file=sys.stderr)"
-    )
-    sets = [word for text in TINY for word in ("--set", text)]
-    command = [sys.executable, "-c", code, "plan", EXPERIMENT, "--slice", SLICE.name, *sets]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    assert (done.returncode, done.stderr) == (0, "False\n")
-    lines = done.stdout.splitlines()
-    assert len(lines) <= 25 and max(map(len, lines)) < 200
-    assert lines[0].startswith("llama_7b on v5e:2x2: FITS with ")
-    assert "estimate, not a measurement" in done.stdout
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_json_has_what_the_text_has(compiled):
-    e = tiny()
-    answer = compiler.cached(e, SLICE)
-    assert isinstance(answer, CompiledStep)
-    found = make_plan("llama_7b", e, SLICE, answer, 2.0)
-    assert compiled == json.loads(json.dumps(dataclasses.asdict(found)))
-    assert sum(compiled["hbm_bytes"].values()) == compiled["hbm_peak_bytes"]
-    assert sum(compiled["breakdown"].values()) == pytest.approx(compiled["step_seconds"])
-    low, high = compiled["mfu"]
-    assert 0 < low <= high < 1
-    text = "\n".join(lines(found))
-    assert f"FITS with {found.spare_share:.1%}" in text
-    assert f"= {found.hbm_peak_bytes / GIB:.2f} of 15.75 GiB" in text
-    assert f"x {found.executed_flops / found.model_flops:.3f}" in text
-    # Exactly what arithmetic says, of what it knows exactly.
-    rough = estimate_analytically(e, SLICE)
-    assert compiled["hbm_bytes"]["weights"] == rough.weights_bytes
-    assert compiled["hbm_bytes"]["optimizer"] == pytest.approx(rough.optimizer_bytes, abs=64)
-    assert compiled["hbm_bytes"]["activations"] == rough.activations_bytes
-    assert compiled["executed_flops"] == pytest.approx(rough.executed_flops, rel=0.2)
-
-
-@needs_libtpu
-@pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_a_figure_is_drawn(compiled, tmp_path, suffix):
-    e = tiny()
-    found = make_plan("llama_7b", e, SLICE, compiler.cached(e, SLICE), None)
-    figure.draw([found, found], tmp_path / f"plan{suffix}")
-    assert (tmp_path / f"plan{suffix}").stat().st_size > 5000
-    with pytest.raises(UserError, match="expected a name in .png or .svg"):
-        figure.check_name(tmp_path / "plan.gif")
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_what_does_not_fit_comes_with_what_does():
-    large = ("data.batch_size=8192", "data.seq_len=1024", "execution.remat=everything")
-    large = (*large, "run.gradient_dtype=bfloat16")
-    done = plan("--slice", SLICE.name, overrides=large)
-    assert done.returncode == 1, done.stderr
-    assert re.match(r"llama_7b on v5e:2x2: DOES NOT FIT by \d+\.\d\d GiB", done.stdout)
-    (words,) = re.findall(r"fits with +(--set .*) \(", done.stdout)
-    change = tuple(words.replace("--set ", "").split())
-    done = plan("--slice", SLICE.name, "--json", overrides=(*large, *change))
-    assert done.returncode == 0 and "compiling" not in done.stderr
-    (found,) = json.loads(done.stdout)
-    # The arithmetic's band: what fills most of the memory is known.
-    e = tiny(*large, *change)
-    assert found["hbm_peak_bytes"] == pytest.approx(
-        estimate_analytically(e, SLICE).peak_bytes, rel=0.35
-    )
-
-
-@needs_libtpu
-@pytest.mark.slow
-def test_a_search_writes_an_experiment_that_fits(tmp_path):
-    out = tmp_path / "best.py"
-    args = ("--search", "--slice", SLICE.name, "--compiles", "1", "--jobs", "1", "--out", str(out))
-    fixed = [t for t in TINY if not t.startswith(("execution.remat", "execution.mesh"))]
-    sets = [word for text in fixed for word in ("--set", text)]
-    command = [sys.executable, "-m", "llama_jax", "plan", EXPERIMENT, *sets, *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "compiling at most 1 programs, 1 at a time, for v5e:2x2" in done.stderr
-    assert done.stdout.splitlines()[1].startswith("v5e:2x2  4 ")
-    doc = ast.get_docstring(ast.parse(out.read_text()))
-    assert doc and "FITS with" in doc and f"llama-jax train {out}" in doc
-    assert load(str(out)).execution.slice == SLICE.name
-    command = [sys.executable, "-m", "llama_jax", "plan", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, env=os.environ)
-    assert done.returncode == 0 and "compiling" not in done.stderr
-    assert done.stdout.startswith("best on v5e:2x2: FITS")

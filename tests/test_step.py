@@ -1,68 +1,23 @@
-"""One optimizer step on every mesh, in micro-batches, under every remat policy, against optax and
-against plain formulas."""
+"""One optimizer step: every mesh, micro-batches and remat policies against one device."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
+from helpers.steps import BASE, LOSS, packed_batch, replace
 from llama_jax.config import (
     REMAT_POLICIES,
-    DataConfig,
     Experiment,
     MeshConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    Upkeep,
     UserError,
 )
-from llama_jax.loss import cross_entropy
-from llama_jax.optimizer import decay_mask, learning_rate_schedule
 from llama_jax.sharding import batch_sharding, make_mesh
 from llama_jax.step import init_state, make_eval_step, make_train_step, next_token_loss
 
 NUM_STEPS = 4
-BASE = Experiment(
-    model=ModelConfig(
-        num_layers=2,
-        embed_dim=32,
-        num_heads=4,
-        mlp_dim_override=48,
-        vocab_size=64,
-        compute_dtype="float32",
-        init_std=0.1,
-    ),
-    data=DataConfig(store="", seq_len=24, batch_size=8),
-    optimizer=OptimizerConfig(peak_lr=1e-2, warmup_steps=1),
-    run=RunConfig(num_steps=10),
-    upkeep=Upkeep(eval_every=10, eval_rows=8, checkpoint_every=10),
-)
-
-
-LOSS = next_token_loss(BASE.execution)
-
-
-def replace(experiment: Experiment, section: str, **fields) -> Experiment:
-    changed = dataclasses.replace(getattr(experiment, section), **fields)
-    return dataclasses.replace(experiment, **{section: changed})
-
-
-def packed_batch(step: int) -> dict[str, np.ndarray]:
-    """Random rows of two documents each, with some targets that do not count; int32 [8, 24]."""
-    rng = np.random.default_rng(step)
-    tokens = rng.integers(0, 64, (8, 25)).astype(np.int32)
-    cut = rng.integers(4, 20, (8, 1))
-    place = np.arange(24)[None]
-    return {
-        "tokens": tokens[:, :-1],
-        "targets": np.where(place == cut - 1, -1, tokens[:, 1:]).astype(np.int32),
-        "segments": (1 + (place >= cut)).astype(np.int32),
-        "positions": np.where(place >= cut, place - cut, place).astype(np.int32),
-    }
 
 
 def run(experiment: Experiment, num_steps: int = NUM_STEPS):
@@ -221,81 +176,6 @@ def test_evaluation_is_the_same_loss_without_an_update(one_device):
         state, {k: v[None] for k, v in batch.items()}
     )
     np.testing.assert_allclose(float(loss) / int(targets), float(metrics["loss"]), rtol=1e-6)
-
-
-@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(replica=2, fsdp=2, tensor=2)], ids=str)
-def test_chunked_loss_equals_the_plain_one(monkeypatch, mesh):
-    monkeypatch.setattr("llama_jax.loss.LOSS_CHUNK", 7)  # does not divide the tokens
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4, 10, 16)).astype(np.float32)
-    head = rng.normal(size=(16, 32)).astype(np.float32)
-    targets = rng.integers(-1, 32, (4, 10)).astype(np.int32)
-
-    def plain(x, head):
-        each = optax.softmax_cross_entropy_with_integer_labels(x @ head, jnp.maximum(targets, 0))
-        return jnp.sum(each * (targets >= 0))
-
-    expected, expected_grads = jax.value_and_grad(plain, argnums=(0, 1))(x, head)
-    num_devices = mesh.replica * mesh.fsdp * mesh.tensor
-    with jax.set_mesh(make_mesh(mesh, jax.devices()[:num_devices])):
-        args = jnp.asarray(x), jnp.asarray(head), jnp.asarray(targets)
-        (loss, count), grads = jax.jit(
-            jax.value_and_grad(
-                lambda x, head, t: (3 * cross_entropy(x, head, t)[0], cross_entropy(x, head, t)[1]),
-                argnums=(0, 1),
-                has_aux=True,
-            )
-        )(*args)
-        alone, _ = jax.jit(cross_entropy)(*args)
-    assert int(count) == (targets >= 0).sum()
-    np.testing.assert_allclose([loss / 3, alone], expected, rtol=1e-5)
-    for got, want in zip(grads, expected_grads, strict=True):
-        np.testing.assert_allclose(got / 3, want, rtol=1e-4, atol=1e-5)
-
-
-def test_one_update_is_adamw_by_its_formula(one_device):
-    """The first step: m / sqrt(v) is the sign of the clipped gradient; decay is added, but not to
-    norms (Loshchilov and Hutter, arXiv 1711.05101)."""
-    experiment = replace(BASE, "optimizer", warmup_steps=0, peak_lr=1e-2, weight_decay=0.5)
-    state = jax.jit(lambda: init_state(experiment))()
-    batch = {k: jnp.asarray(v) for k, v in packed_batch(0).items()}
-    before = jax.device_get(state.params)
-    grads, targets = jax.jit(jax.grad(LOSS, has_aux=True))(state.params, None, batch)
-    grads = jax.device_get(jax.tree.map(lambda g: g / targets, grads))
-    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in jax.tree.leaves(grads)))
-    state, metrics = make_train_step(experiment, next_token_loss(experiment.execution))(
-        state, {k: v[None] for k, v in batch.items()}
-    )
-    assert abs(float(metrics["grad_norm"]) - norm) < 1e-4 * norm
-    scale = min(1.0, 1.0 / norm)
-
-    def expected(path, w, g):
-        g = g * scale
-        decay = 0.0 if "norm" in jax.tree_util.keystr(path) else 0.5
-        return w - 1e-2 * (g / (np.abs(g) + 1e-8) + decay * w)
-
-    wanted = jax.tree_util.tree_map_with_path(expected, before, grads)
-    for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-5)
-
-
-def test_norms_are_not_decayed_though_they_are_stacked_matrices(one_device):
-    model = jax.eval_shape(lambda: init_state(BASE)).params
-    mask = decay_mask(model, BASE.optimizer.no_decay)
-    decayed = {
-        jax.tree_util.keystr(path) for path, m in jax.tree_util.tree_leaves_with_path(mask) if m
-    }
-    assert len(decayed) == 9 and not any("norm" in name for name in decayed)
-
-
-def test_schedule_is_the_papers():
-    rate = learning_rate_schedule(OptimizerConfig(peak_lr=3e-4, warmup_steps=2000), 238_418)
-    assert float(rate(0)) == 0
-    np.testing.assert_allclose(float(rate(1000)), 1.5e-4, rtol=1e-6)
-    np.testing.assert_allclose(float(rate(2000)), 3e-4, rtol=1e-6)
-    middle = 2000 + (238_418 - 2000) // 2
-    np.testing.assert_allclose(float(rate(middle)), (3e-4 + 3e-5) / 2, rtol=1e-5)
-    np.testing.assert_allclose(float(rate(238_418)), 3e-5, rtol=1e-5)
 
 
 def test_a_mesh_that_is_not_the_machine_is_an_error():

@@ -24,12 +24,15 @@ CFG = ModelConfig(
     compute_dtype="float32",
     init_std=0.3,
 )
+
 PROMPTS = [[1, 5, 9], [1], [1, 7, 7, 7, 30]]
+
 GREEDY = Sampling(temperature=0.0)
+
 MAX_TOKENS = CHUNK + 5
 
-
 ONE_DEVICE = MeshConfig()
+
 MESH = MeshConfig(replica=2, fsdp=2, tensor=2)
 
 

@@ -1,20 +1,21 @@
-"""Experiments, --set, and what is refused."""
+"""Experiments, --set, identity, and what is refused."""
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
+from helpers.paths import EXPERIMENTS
 from llama_jax import config
 from llama_jax.config import Experiment, UserError
 from llama_jax.experiment import differences, from_json, identity, load, override, to_json
 
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
-QUICKSTART = str(EXPERIMENTS[-1].with_name("quickstart.py"))
+FILES = sorted(EXPERIMENTS.glob("*.py"))
+
+QUICKSTART = str(FILES[-1].with_name("quickstart.py"))
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_experiment_is_valid_and_documented(path):
     experiment = load(str(path))
     assert from_json(to_json(experiment)) == experiment

@@ -2,11 +2,8 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -15,19 +12,20 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from llama_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig
+from helpers.paths import ROOT
+from helpers.processes import child
+from llama_jax.config import Experiment, MeshConfig, ModelConfig, UserError
 from llama_jax.data.schedule import Schedule
 from llama_jax.experiment import load, override
 from llama_jax.formats import convert, native
+from llama_jax.formats.convert import import_model
+from llama_jax.formats.parameters import NAMES, shapes
 from llama_jax.model import Llama
 from llama_jax.run import checkpoint
 from llama_jax.run.workdir import steps
 from llama_jax.sharding import make_mesh
 from llama_jax.step import init_state
-from llama_jax.train import train
 
-ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared/data"
 MHA = ModelConfig(
     num_layers=3,
     embed_dim=64,
@@ -66,20 +64,6 @@ def save_random(cfg: ModelConfig, workdir: Path) -> None:
             checkpoint.save(manager, state, experiment, Schedule(), digest="")
 
 
-def save_trained(data: DataConfig, workdir: Path) -> None:
-    """Train a short run of the quickstart on other data, spread over eight devices."""
-    changes = ["execution.mesh.fsdp=8", "model.vocab_size=512", "optimizer.warmup_steps=5"]
-    experiment = load(str(ROOT / "experiments/quickstart.py"), changes)
-    upkeep = dict(eval_every=20, eval_rows=8, checkpoint_every=20)
-    experiment = dataclasses.replace(
-        experiment,
-        data=data,
-        run=dataclasses.replace(experiment.run, num_steps=20),
-        upkeep=dataclasses.replace(experiment.upkeep, **upkeep),
-    )
-    train(experiment, epath.Path(workdir), accept_changes=False)
-
-
 def experiment_of(workdir: Path) -> Experiment:
     """Return the experiment of the newest checkpoint."""
     path = epath.Path(workdir)
@@ -99,14 +83,6 @@ def export_in_child(jobs: list[dict]) -> subprocess.CompletedProcess:
     return child(code, input=json.dumps(jobs, default=str))
 
 
-def child(code: str, *args, **options) -> subprocess.CompletedProcess:
-    """Run Python code that may import this module."""
-    path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
-    command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, **options)
-
-
 def logits_of(workdir: Path, tokens: np.ndarray) -> np.ndarray:
     """Return logits in fp32, by the model as training restores it."""
     path = epath.Path(workdir)
@@ -117,29 +93,25 @@ def logits_of(workdir: Path, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(jax.jit(Llama.__call__)(model, tokens, np.ones_like(tokens), positions))
 
 
-def main(*args) -> subprocess.CompletedProcess:
-    """Run llama-jax in a process of its own."""
-    command = [sys.executable, "-m", "llama_jax", *map(str, args)]
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
-
-
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def has_torch() -> bool:
-    return importlib.util.find_spec("torch") is not None
+def matrix_fingerprints(workdir: Path) -> dict[str, int]:
+    """Return the fingerprint of each matrix: the same, or not, to the bit."""
+    meta = checkpoint.read_meta(epath.Path(workdir), 0)
+    return {role: meta.fingerprints[NAMES[role]] for role in shapes(meta.experiment.model)}
 
 
-def interpreter(client: str) -> str:
-    """Return the Python that has a client; skip the test if there is none."""
-    if client in ("transformers", "meta"):
-        if not has_torch():
-            pytest.skip("torch is not installed")
-        return sys.executable
-    environment = {"transformers4": "litgpt"}.get(client, client)  # litgpt needs transformers 4
-    python = ROOT / f".venv-{environment}/bin/python"
-    if not python.exists():
-        pytest.skip(f"no environment .venv-{environment}: make clients")
-    return str(python)
+def same_model(a: Path, b: Path) -> bool:
+    """Say whether two workdirs' models have the same shape and constants."""
+    models = [experiment_of(workdir).model for workdir in (a, b)]
+    fields = (*checkpoint.SHAPE_FIELDS, "norm_eps", "rope_theta")
+    return all(getattr(models[0], field) == getattr(models[1], field) for field in fields)
+
+
+def refused(source: Path, tmp_path: Path, match: str, tokenizer: Path | None = None) -> None:
+    with pytest.raises(UserError, match=match) as e:
+        import_model(source, tmp_path / "run", tokenizer)
+    assert "\n" not in str(e.value)
+    assert not list(tmp_path.glob("run*"))

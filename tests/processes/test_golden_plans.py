@@ -57,7 +57,6 @@ def v5p():
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_a_change_of_memory_flops_or_communication_shows(v5p):
     """If this fails and the change is meant: `make plan-all`, and commit the diff."""
     found, recorded = golden_plans.figures(v5p), GOLDEN["llama_7b@v5p:4x4x4"]
@@ -68,7 +67,6 @@ def test_a_change_of_memory_flops_or_communication_shows(v5p):
 
 
 @needs_libtpu
-@pytest.mark.slow
 def test_gradients_of_weights_are_scattered_not_summed_everywhere(v5p):
     """What all-reduces over fsdp are left carry norms' gradients, the second stage of the two
     tables', and scalars: under a hundredth of what is scattered."""

@@ -1,0 +1,48 @@
+"""Processes of their own: llama-jax, Python that may import these helpers, and other programs."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from helpers.paths import ROOT
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment with one device, as outside of tests."""
+    path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    without = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return without | {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def llama_jax(*args, **options) -> subprocess.CompletedProcess:
+    """Run llama-jax in a process of its own."""
+    command = [sys.executable, "-m", "llama_jax", *map(str, args)]
+    options = dict(env=environment(), cwd=ROOT, capture_output=True, text=True) | options
+    return subprocess.run(command, **options)
+
+
+def child(code: str, *args, **options) -> subprocess.CompletedProcess:
+    """Run Python code that may import these helpers, with as many devices as here."""
+    env = os.environ | {"PYTHONPATH": environment()["PYTHONPATH"]}
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, **options)
+
+
+def has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def interpreter(client: str) -> str:
+    """Return the Python that has a client; skip the test if there is none."""
+    if client in ("transformers", "meta"):
+        if not has_torch():
+            pytest.skip("torch is not installed")
+        return sys.executable
+    environment = {"transformers4": "litgpt"}.get(client, client)  # litgpt needs transformers 4
+    python = ROOT / f".venv-{environment}/bin/python"
+    if not python.exists():
+        pytest.skip(f"no environment .venv-{environment}: make clients")
+    return str(python)

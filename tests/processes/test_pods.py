@@ -1,0 +1,65 @@
+"""A pod of two processes reads the batches of one."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+from helpers.stores import take
+from llama_jax.config import BATCH_KEYS
+
+# ---- A pod of two processes
+
+
+def test_two_real_processes_give_the_batches_of_one(made_up, tmp_path):
+    expected = take(made_up, range(2, 5), micro_batches=2)
+    arguments = [sys.executable, "-c", WORKER, json.dumps(dataclasses.asdict(made_up))]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    workers = [
+        subprocess.Popen([*arguments, str(i), str(tmp_path), port], env=environment)
+        for i in range(2)
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    seen = [np.zeros((3, 2, 4, 16), np.int32) for _ in range(4)]
+    for i in range(2):
+        with np.load(tmp_path / f"{i}.npz") as parts:
+            for name, part in parts.items():
+                step, key, *bounds = map(int, name.split())
+                a, b, c, d = bounds
+                seen[key][step, a:b, c:d] = part
+    for step, batch in enumerate(expected):
+        for key, name in enumerate(BATCH_KEYS):
+            np.testing.assert_array_equal(seen[key][step], batch[name])
+
+
+WORKER = """
+import json, sys
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from llama_jax.config import BATCH_KEYS, DataConfig
+from llama_jax.data import batches
+
+fields, process, out, port = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", 2, int(process))
+fields = json.loads(fields)
+data = DataConfig(**fields | {"mixture": tuple(map(tuple, fields["mixture"]))})
+axes = (AxisType.Explicit,) * 2
+mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=axes)
+sharding = NamedSharding(mesh, P(None, "fsdp", None))
+stream = batches.train_batches(data, 2, sharding, itertools.count(2))
+parts = {}
+for step in range(3):
+    batch = next(stream)
+    for key, name in enumerate(BATCH_KEYS):
+        for shard in batch[name].addressable_shards:
+            a, b, _ = [s.indices(n)[:2] for s, n in zip(shard.index, batch[name].shape)]
+            parts[f"{step} {key} {a[0]} {a[1]} {b[0]} {b[1]}"] = np.asarray(shard.data)
+np.savez(f"{out}/{process}.npz", **parts)
+"""

@@ -1,0 +1,239 @@
+"""Whole runs: killed and resumed, on one device, on eight, and a pod of two."""
+
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+
+from helpers.damage import largest_file, truncate
+from helpers.runs import NUM_STEPS, fingerprints, losses
+from llama_jax.config import MeshConfig
+from llama_jax.run import checkpoint
+from llama_jax.run.metrics import read_metrics
+from llama_jax.run.workdir import steps
+from llama_jax.train import train
+
+# One device, no TensorFlow: what a training process may load.
+MAIN = """
+import sys
+from llama_jax.cli import main
+try:
+    main()
+finally:
+    print("loaded TensorFlow:", "tensorflow" in sys.modules)
+"""
+
+
+def command(*args) -> list[str]:
+    return [sys.executable, "-c", MAIN, *map(str, args)]
+
+
+def environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def llama_jax(*args) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*args), env=environment(), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def straight(experiment_file, tmp_path_factory) -> tuple[Path, str]:
+    """(workdir, what it printed) of a run without interruption in a process of its own."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    done = llama_jax("train", experiment_file, "--workdir", workdir, "--profile", "2")
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout + done.stderr
+
+
+# A run, and what it leaves behind
+
+
+def test_a_run_writes_what_it_says(straight):
+    workdir, printed = straight
+    assert list(losses(workdir)) == list(range(1, NUM_STEPS + 1))
+    assert losses(workdir)[NUM_STEPS] < losses(workdir)[1] - 0.1
+    held_out = [r for r in read_metrics(epath.Path(workdir)) if "validation_loss" in r]
+    assert [r["step"] for r in held_out] == [6, 12]
+    assert {k for k in held_out[0] if "/" in k} == {
+        f"validation_loss/{source}" for source in ("github", "books", "stackexchange")
+    }
+    assert steps(epath.Path(workdir)) == [6, 9, 12]  # the last two, and every sixth
+    assert (workdir / "loss.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("loss.png", "metrics.jsonl", "tensorboard", "checkpoints", "config.json"):
+        assert str(workdir / name) in printed and (workdir / name).exists()
+    assert re.search(r"12/12  loss \d\.\d+  [\d,]+ tok/s  MFU [\d.]+%  HFU [\d.]+%", printed)
+    assert "loaded TensorFlow: False" in printed
+    assert f"profiled steps 2 to 3 into {workdir / 'profile'}" in printed
+    assert list((workdir / "profile").rglob("*.xplane.pb"))
+
+
+def test_tensorboard_reads_the_events(straight):
+    from tensorflow.compat.v1.train import summary_iterator
+
+    (path,) = (straight[0] / "tensorboard").glob("events*")
+    events = {
+        (event.step, value.tag): value.simple_value
+        for event in summary_iterator(str(path))
+        for value in event.summary.value
+    }
+    np.testing.assert_allclose(
+        [events[step, "loss"] for step in range(1, NUM_STEPS + 1)],
+        list(losses(straight[0]).values()),
+        rtol=1e-6,
+    )
+
+
+def test_a_finished_run_has_nothing_left_to_do(straight, experiment_file, tmp_path):
+    workdir = shutil.copytree(straight[0], tmp_path / "run")
+    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    assert fingerprints(workdir) == fingerprints(straight[0])
+    assert losses(workdir) == losses(straight[0])
+
+
+# Killed and resumed
+
+
+def kill_when(condition, *args) -> None:
+    """Starts llama-jax and kills it, as a power cut would, once the condition holds."""
+    with open(os.devnull, "w") as nowhere:
+        process = subprocess.Popen(
+            command(*args), env=environment(), stderr=nowhere, stdout=nowhere
+        )
+    try:
+        while True:
+            assert process.poll() is None, "it ended before the condition held"
+            if condition():
+                process.send_signal(signal.SIGSTOP)
+                if condition():  # still, now that nothing moves any more
+                    return
+                process.send_signal(signal.SIGCONT)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_killed_between_saves_and_resumed_is_bit_identical(straight, experiment_file, tmp_path):
+    workdir = tmp_path / "run"
+
+    def five_steps_done():
+        time.sleep(0.01)
+        path = workdir / "metrics.jsonl"
+        return path.exists() and '"step": 5' in path.read_text()
+
+    kill_when(five_steps_done, "train", experiment_file, "--workdir", workdir)
+    assert NUM_STEPS not in steps(epath.Path(workdir))
+    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    assert fingerprints(workdir) == fingerprints(straight[0])
+    assert losses(workdir) == losses(straight[0])  # each step once, and the same
+    held_out = [r["step"] for r in read_metrics(epath.Path(workdir)) if "validation_loss" in r]
+    assert held_out == [6, 12]
+
+
+def test_killed_during_a_save_and_resumed_is_bit_identical(straight, experiment_file, tmp_path):
+    workdir = tmp_path / "run"
+    saves = workdir / "checkpoints"
+
+    def saving_step_6():
+        return saves.exists() and any(
+            name.startswith("6" + checkpoint.UNFINISHED) for name in os.listdir(saves)
+        )
+
+    kill_when(saving_step_6, "train", experiment_file, "--workdir", workdir)
+    assert steps(epath.Path(workdir)) == [3]
+    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"WARNING: checkpoint \S+/6\.\S+ was not finished; ignored", done.stderr)
+    assert fingerprints(workdir) == fingerprints(straight[0])
+
+
+def test_a_checkpoint_comes_back_on_another_mesh_and_goes_on(straight, experiment, tmp_path):
+    """Saved by one device, taken over by eight from the last whole one: the same steps."""
+    workdir = epath.Path(shutil.copytree(straight[0], tmp_path / "run"))
+    truncate(largest_file(Path(workdir / "checkpoints/12/model")))
+    other = MeshConfig(replica=2, fsdp=2, tensor=2, sequence_parallel=True)
+    on_eight = dataclasses.replace(experiment.execution, mesh=other)
+    train(dataclasses.replace(experiment, execution=on_eight), workdir, accept_changes=False)
+    resumed, reference = losses(Path(workdir)), losses(straight[0])
+    np.testing.assert_allclose(list(resumed.values()), list(reference.values()), rtol=1e-5)
+    assert steps(workdir) == [6, 9, 12]  # a new 12 in place of the damaged one
+    assert (workdir / "damaged/12.0").exists()
+
+
+# The other verbs
+
+
+def test_sampling_as_users_run_it_speaks_of_no_tpu(straight):
+    options = ("--prompt", "import", "--prompt", "I", "--seed", 3)
+    as_users_run_it = {k: v for k, v in environment().items() if k != "JAX_PLATFORMS"}
+    sample = subprocess.run(
+        command("sample", f"{straight[0]}@9", *options),
+        env=as_users_run_it,
+        capture_output=True,
+        text=True,
+    )
+    assert sample.returncode == 0 and "TPU" not in sample.stderr, sample.stderr
+    assert sample.stdout.startswith("import") and "\n\nI" in sample.stdout
+
+
+def test_a_damaged_checkpoint_is_one_line_on_the_terminal(straight, tmp_path):
+    workdir = shutil.copytree(straight[0], tmp_path / "run")
+    truncate(largest_file(workdir / "checkpoints/12/model"))
+    done = llama_jax("sample", workdir, "--prompt", "x")
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert f"checkpoint {workdir}/checkpoints/12 is damaged: " in line
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(straight, tmp_path):
+    shutil.copy(straight[0] / "metrics.jsonl", tmp_path)
+    limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command("plot", tmp_path)]
+    done = subprocess.run(limited, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "llama-jax plot: [Errno 27] File too large"
+    assert not (tmp_path / "loss.png").exists()
+
+
+# A pod
+
+
+def test_a_pod_of_two_processes_trains_as_one(straight, experiment_file, tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    args = (
+        "train",
+        experiment_file,
+        "--workdir",
+        tmp_path / "run",
+        "--set",
+        "execution.mesh.fsdp=2",
+    )
+    pod = [
+        subprocess.Popen(
+            command(*args, "--multihost", f"{address},2,{index}"),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    printed = [process.communicate()[0] for process in pod]
+    assert [process.returncode for process in pod] == [0, 0], printed
+    assert "12/12  loss" in printed[0] and "12/12" not in printed[1]
+    np.testing.assert_allclose(
+        list(losses(tmp_path / "run").values()), list(losses(straight[0]).values()), rtol=1e-5
+    )
+    assert steps(epath.Path(tmp_path / "run")) == [6, 9, 12]

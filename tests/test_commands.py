@@ -1,0 +1,119 @@
+"""The verbs on a finished run, and what cannot be done, said in a line."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+
+from helpers.paths import EXPERIMENTS
+from llama_jax.experiment import load, to_json
+from llama_jax.run.metrics import read_metrics
+
+
+@pytest.fixture
+def workdir(trained, tmp_path) -> Path:
+    """A copy of the trained run, to be changed."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_evaluate_gives_the_losses_of_training_beside_ngrams(cli, workdir):
+    done = cli("evaluate", workdir)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[1]: line.split() for line in done.stdout.splitlines() if "│" in line}
+    last = [r for r in read_metrics(epath.Path(workdir)) if "validation_loss" in r][-1]
+    assert float(rows["mixture"][3]) == pytest.approx(last["validation_loss"], abs=1e-3)
+    loss, _, bigram, unigram = (float(rows["mixture"][i]) for i in (3, 5, 7, 9))
+    assert bigram < unigram < np.log(512) and unigram - 1.0 < loss
+
+
+def test_sample_in_eight_bits_into_json_lines(cli, workdir):
+    options = ("--int8", "--format", "jsonl", "--top-k", 5, "--stop", "e")
+    sample = cli("sample", workdir, "--prompt", "import", "--prompt", "I", *options)
+    assert sample.returncode == 0, sample.stderr
+    rows = [json.loads(line) for line in sample.stdout.splitlines() if line.startswith("{")]
+    assert [row["prompt"] for row in rows] == ["import", "I"]
+    assert all("e" not in row["text"] for row in rows)
+    (cost,) = re.findall(r"(?m)^int8: perplexity [\d.]+ -> [\d.]+ \((.*)%\)", sample.stderr)
+    assert abs(float(cost)) < 1
+
+
+def test_plot_draws_the_figure_again(cli, workdir):
+    (workdir / "loss.png").unlink()
+    done = cli("plot", workdir)
+    assert done.returncode == 0 and (workdir / "loss.png").exists()
+
+
+@pytest.fixture
+def refused(cli) -> Callable[..., str]:
+    """What llama-jax prints on stderr when it ends with status 2, as it must: one line."""
+
+    def run(*args) -> str:
+        done = cli(*args)
+        assert done.returncode == 2
+        printed = done.stderr.strip()
+        assert len(printed.splitlines()) == 1, printed
+        return printed
+
+    return run
+
+
+def test_what_cannot_be_done_is_said_in_a_line(refused, experiment_file, workdir, tmp_path):
+    new = ("--workdir", tmp_path / "new")
+    rate = ("--set", "optimizer.peak_lr=1e-3")
+    devices = ("--set", "execution.mesh.fsdp=8")
+    assert "no such field" in refused("train", experiment_file, *new, "--set", "run.steps=3")
+    assert "no file" in refused("show", tmp_path / "missing.py")
+    (tmp_path / "file").write_text("")
+    line = refused("train", experiment_file, *devices, "--workdir", tmp_path / "file/run")
+    assert "workdir: cannot write to" in line and "Not a directory" in line
+    line = refused("train", experiment_file, *devices, *new, "--set", "data.seq_len=1000000")
+    assert "data.seq_len: got 1000000, but source github holds" in line
+    line = refused(
+        "train",
+        experiment_file,
+        *new,
+        *("--set", "execution.mesh.replica=3", "--set", "data.batch_size=6"),
+    )
+    assert "= 3, but there are 8 devices" in line
+    line = refused("train", experiment_file, *devices, *new, "--set", "execution.attention=splash")
+    assert "execution.attention: 'splash' needs a tpu, but the devices are cpu" in line
+    line = refused("train", experiment_file, *devices, *new, "--set", "model.vocab_size=256")
+    assert "model.vocab_size: got 256, but the token store's tokenizer has 512 pieces" in line
+    line = refused("train", experiment_file, *devices, "--workdir", workdir, *rate)
+    assert "was begun with another experiment: optimizer.peak_lr: 0.003 -> 0.001" in line
+    assert "no checkpoint in" in refused("evaluate", tmp_path / "nothing")
+    damaged = shutil.copytree(workdir, tmp_path / "damaged")
+    shutil.rmtree(damaged / "checkpoints/12/model")
+    line = refused("sample", damaged, "--prompt", "x", *devices)
+    assert f"checkpoint {damaged}/checkpoints/12 is damaged: " in line
+    line = refused("evaluate", workdir, "--set", "model.num_layers=3", *devices)
+    assert "model.num_layers: got 3, but checkpoint" in line and "has 2; expected the same" in line
+    line = refused("train", experiment_file, *new, "--set", "data.tokenizer=embedded")
+    assert "data.tokenizer: got 'embedded', but source github of the token store" in line
+    line = refused("train", experiment_file, *new, "--set", "data.store=gs://BUCKET/store")
+    assert "data.store: got 'gs://BUCKET/store', which cannot be read or written" in line
+    assert "--multihost: got '1,2'" in refused("train", experiment_file, *new, "--multihost", "1,2")
+    assert "metrics.jsonl; it is written by llama-jax train" in refused("plot", tmp_path / "no")
+    assert "no checkpoint '7'" in refused("sample", f"{workdir}@7", "--prompt", "x")
+
+
+def test_show_resolves_an_experiment(cli):
+    path = EXPERIMENTS / "llama_7b.py"
+    done = cli("show", path)
+    assert done.returncode == 0
+    printed = " ".join(done.stdout.split())
+    for figure in (
+        "6,738,415,616",
+        "4,194,304 tokens",
+        "238,419",
+        "148.4",
+        "4.043e+22",
+        "3.000e-04",
+    ):
+        assert figure in printed
+    assert json.loads(to_json(load(str(path))))["model"]["num_layers"] == 32

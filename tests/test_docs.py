@@ -1,0 +1,21 @@
+"""README.md and docs/: the pages there are, and their links."""
+
+import re
+
+import pytest
+
+from helpers.pages import PAGES
+from helpers.paths import ROOT
+
+
+def test_the_pages_are_these_and_the_readme_is_short():
+    pages = {str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")}
+    assert {"README.md", *pages} == {*PAGES}
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "tests/README.md"])
+def test_links_lead_to_files(page):
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text())
+    missing = [target for target in targets if not (ROOT / page).parent.joinpath(target).exists()]
+    assert missing == []

@@ -1,0 +1,53 @@
+"""Slices by name, and figures of chips."""
+
+import pytest
+
+from helpers.programs import V5E
+from llama_jax.config import UserError
+from llama_jax.hardware import CHIPS, Slice, parse_slice
+
+# Slices
+
+
+def test_slices_are_read_and_written():
+    pod = parse_slice("2xv5e:16x16")
+    assert pod == Slice(V5E, (16, 16), 2)
+    assert (pod.name, pod.num_chips, pod.num_devices) == ("2xv5e:16x16", 512, 512)
+    assert parse_slice("tpu7x:4x4x8").num_devices == 2 * 128
+    assert parse_slice("h100:64").num_chips == 64
+    assert parse_slice("v4:8x16x16").name == "v4:8x16x16"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("8x8", r"got '8x8', expected \[SLICESx\]CHIP:SHAPE"),
+        ("0xv5e:8x8", "no chip '0xv5e'"),
+        ("v5e:", "expected"),
+        ("trillium:8x8", "no chip 'trillium'; there are v4, v5e, .* trillium is v6e"),
+        ("v5litepod:8x8", "v5litepod is v5e"),
+        ("v5e:4x4x4", "v5e has no shape 4x4x4; it has 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
+        ("v6e:16x32", "v6e has no shape 16x32; it has"),
+        ("v5p:8x8", "v5p has no shape 8x8; it has 2x2x1, 2x2x2, 2x2x4, 2x4x4 and multiples of 4"),
+        ("v5p:4x4x6", "v5p has no shape 4x4x6"),
+        ("v4:8x4x4", "ascending order, such as 4x4x4 or 4x8x8"),
+        ("h100:8x8", "h100 has no shape 8x8; it has a number of GPUs only, such as h100:64"),
+        ("2xh100:8", "GPUs come in no slices"),
+    ],
+)
+def test_what_is_no_slice_is_refused_in_one_sentence(text, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse_slice(text)
+    assert "\n" not in str(error.value)
+
+
+def test_the_clock_of_chips_agrees_with_their_peak():
+    per_cycle = {name: chip.peak_flops / chip.clock for name, chip in CHIPS.items() if chip.clock}
+    expected = {"v4": 2**18, "v5e": 2**17, "v5p": 2**18, "v6e": 2**19, "tpu7x": 2**19}
+    assert per_cycle == pytest.approx(expected, rel=3e-3)
+
+
+def test_wraparound_of_pods_and_cubes():
+    assert V5E.wraparound((8, 16)) == (False, True)
+    assert CHIPS["v5p"].wraparound((2, 4, 4)) == (False, False, False)
+    assert CHIPS["v5p"].wraparound((4, 4, 8)) == (True, True, True)

@@ -1,0 +1,32 @@
+"""A loss that is not finite ends the run."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+
+from helpers.runs import losses
+from llama_jax.guards.monitor import NonFiniteLoss
+from llama_jax.run.workdir import steps
+from llama_jax.train import train
+
+# A loss that is not finite
+
+
+def test_a_non_finite_loss_names_step_and_rows_and_keeps_the_last_good(experiment, tmp_path):
+    workdir = epath.Path(tmp_path / "run")
+    optimizer = dataclasses.replace(experiment.optimizer, peak_lr=1e20, warmup_steps=11)
+    with pytest.raises(NonFiniteLoss) as e:
+        train(dataclasses.replace(experiment, optimizer=optimizer), workdir, accept_changes=False)
+    step = int(re.match(r"step (\d+): loss is ", str(e.value)).group(1))
+    rows = (workdir / f"nonfinite_step_{step}.txt").read_text().splitlines()
+    assert len(rows) == experiment.data.batch_size
+    assert re.match(r"row 0: \w+ window \d+, tokens \d+\.\.\d+", rows[0]) and rows[0] in str(
+        e.value
+    )
+    saved = steps(workdir)
+    assert all(s < step for s in saved)
+    assert all(np.isfinite(loss) for loss in losses(Path(workdir)).values())
