@@ -14,8 +14,15 @@ from llama_jax.config import (
     MeshConfig,
     UserError,
 )
+from llama_jax.optimizer import make_optimizer
 from llama_jax.sharding import batch_sharding, make_mesh
-from llama_jax.step import init_state, make_eval_step, make_train_step, next_token_loss
+from llama_jax.step import (
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    next_token_loss,
+)
 
 NUM_STEPS = 4
 
@@ -181,3 +188,44 @@ def test_evaluation_is_the_same_loss_without_an_update(one_device):
 def test_a_mesh_that_is_not_the_machine_is_an_error():
     with pytest.raises(UserError, match="2 \\* 3 \\* 1 = 6, but there are 8 devices"):
         make_mesh(MeshConfig(replica=2, fsdp=3), jax.devices())
+
+
+def low_rank_loss(execution):
+    """A frozen model's loss, with a product of two thin matrices added to each layer's gate."""
+    of_model = next_token_loss(execution)
+
+    def loss(params, frozen, batch):
+        adapted = jax.tree.map(lambda w: w, frozen)
+        gate_LDF = frozen.layers.mlp.w_gate_DF[...]
+        spec = jax.typeof(gate_LDF).sharding.spec
+        delta_LDF = jnp.einsum("ldr,lrf->ldf", params["a"], params["b"], out_sharding=spec)
+        adapted.layers.mlp.w_gate_DF[...] = gate_LDF + delta_LDF
+        return of_model(adapted, None, batch)
+
+    return loss
+
+
+def test_a_step_trains_what_its_loss_takes_first_and_nothing_else():
+    mesh_cfg = MeshConfig(fsdp=2, tensor=2)
+    experiment = replace(BASE, "execution", mesh=mesh_cfg, micro_batches=2)
+    mesh = make_mesh(mesh_cfg, jax.devices()[:4])
+    tx = make_optimizer(experiment.optimizer, experiment.run.num_steps)
+    sharding = batch_sharding(mesh, mesh_cfg, "ABT")
+    rows = {k: v.reshape(2, 4, 24) for k, v in packed_batch(0).items()}
+    with jax.set_mesh(mesh):
+        frozen = jax.jit(lambda: init_state(experiment))().params
+        L, D, F = frozen.layers.mlp.w_gate_DF.shape
+        params = {"a": 0.1 * jnp.ones((L, D, 1)), "b": jnp.zeros((L, 1, F))}
+        before = jax.device_get(frozen)
+        state = TrainState(
+            step=jnp.int32(0), params=params, frozen=frozen, opt_state=jax.jit(tx.init)(params)
+        )
+        train_step = make_train_step(experiment, low_rank_loss(experiment.execution))
+        losses = []
+        for _ in range(3):
+            state, metrics = train_step(state, jax.device_put(rows, sharding))
+            losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[0]  # of one batch; the first update has a learning rate of 0
+    assert np.abs(state.params["b"]).max() > 0
+    for kept, was in zip(jax.tree.leaves(state.frozen), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(kept, was)

@@ -31,6 +31,14 @@ def test_every_command_works(tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         if command.startswith("make train"):
             check_quickstart(done.stdout + done.stderr, tmp_path / "x/runs/quickstart")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "x", env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    shape, *text, losses, loss = done.stdout.splitlines()
+    assert shape.startswith("(1, ") and text and "'commoncrawl': 3." in losses
+    assert 7 < float(loss) < 8.5  # of initial weights: about the logarithm of 2,048
 
 
 def check_quickstart(printed: str, workdir: Path) -> None:
