@@ -116,6 +116,7 @@ ROWS = {
 
 
 def main() -> None:
+    assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--python", default="python3.12", help="for MaxText's environment")
@@ -218,8 +219,8 @@ def write_ours(name: str, prefix: str) -> None:
             .lower(state, batch)
             .compile()
         )
-    memory = compiled.memory_analysis()
-    assert memory
+    memory, hlo = compiled.memory_analysis(), compiled.as_text()
+    assert memory and hlo
     record = {
         "experiment": dataclasses.asdict(experiment),
         "versions": versions(),
@@ -229,7 +230,7 @@ def write_ours(name: str, prefix: str) -> None:
         "peak_bytes": memory.peak_memory_in_bytes,
         "host_temp_bytes": memory.host_temp_size_in_bytes,
     }
-    Path(f"{prefix}.hlo").write_text(compiled.as_text())
+    Path(f"{prefix}.hlo").write_text(hlo)
     Path(f"{prefix}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 

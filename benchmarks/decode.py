@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LLAMACPP = ROOT / ".venv-llamacpp/bin/python"
@@ -74,9 +75,9 @@ def transformers(kind: str, batch: int, _: Path) -> Callable[[int], object]:
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         intermediate_size=MLP,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
     )
-    model = LlamaForCausalLM(config).eval()
+    model: Any = LlamaForCausalLM(config).eval()
     model = model.to(torch.bfloat16 if kind == "bf16" else torch.float32)
     ids = torch.tensor(prompts(batch))
     fixed = dict(do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -90,7 +91,7 @@ def transformers(kind: str, batch: int, _: Path) -> Callable[[int], object]:
 
 
 def llama_cpp(kind: str, batch: int, directory: Path) -> Callable[[int], object]:
-    import llama_cpp as c
+    import llama_cpp as c  # pyright: ignore[reportMissingImports]
     import numpy as np
 
     global silent  # or it would be freed while llama.cpp still calls it
@@ -202,12 +203,13 @@ def bandwidth() -> float:
     rates = []
     for _ in range(5):
         start = time.process_time()
-        array @ array
+        np.matmul(array, array)
         rates.append(array.nbytes / (time.process_time() - start))
     return statistics.median(rates)
 
 
 def main() -> None:
+    assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
@@ -269,18 +271,21 @@ def measure(names: list[str], batch: int, directory: str, rounds: int):
         python = str(LLAMACPP) if "llama.cpp" in name else sys.executable
         command = [python, __file__, "--serve", name, str(batch), directory]
         env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        engines[name] = subprocess.Popen(command, env=env, **pipes)
-        assert engines[name].stdout.readline().strip() == "ready", name
+        engine = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert engine.stdin and engine.stdout
+        assert engine.stdout.readline().strip() == "ready", name
+        engines[name] = engine, engine.stdin, engine.stdout
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name, engine in engines.items():
+        for name, (_, questions, answers) in engines.items():
             read = bandwidth()
-            print("go", file=engine.stdin, flush=True)
-            prompt, new = map(float, engine.stdout.readline().split())
+            print("go", file=questions, flush=True)
+            prompt, new = map(float, answers.readline().split())
             times[name].append((prompt, new, read))
-    for engine in engines.values():
-        engine.stdin.close()
+    for engine, questions, _ in engines.values():
+        questions.close()
         engine.wait()
     return times
 

@@ -31,6 +31,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -78,12 +79,13 @@ def ask(part: str, seconds: float) -> Answer:
     except subprocess.TimeoutExpired:
         return Answer([], f"not done after {seconds:.0f} s")
     try:
-        found = json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         found = {"rows": [], "failure": f"ended with status {done.returncode}"}
     if found["failure"] and not found.get("no_card"):
         print(done.stderr[-3000:], file=sys.stderr)
-    return Answer(**found | {"rows": [Row(**row) for row in found["rows"]]})
+    rows = [Row(**row) for row in found.pop("rows")]
+    return Answer(rows, **found)
 
 
 def run_parts(
@@ -124,6 +126,7 @@ def tabulate(rows: list[Row], card: str) -> Table:
 
 
 def main() -> None:
+    assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table there")
@@ -153,7 +156,8 @@ def main() -> None:
     Console(width=140).print(tabulate(rows, card))
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
-    equal = all(row.measured <= TOLERANCE for row in rows if row.part == "attention")  # NaN is not
+    errors = [row.measured for row in rows if row.part == "attention"]
+    equal = all(error is not None and error <= TOLERANCE for error in errors)  # NaN is not
     if not equal:
         print(f"attention differs from the reference by more than {TOLERANCE:.0%}")
     sys.exit(failed or not equal)

@@ -23,6 +23,7 @@ PACKAGES = ("maxtext", "jax", "jaxlib", "libtpu", "flax")
 
 
 def main() -> None:
+    assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("topology", help="MaxText's compile_topology")
     parser.add_argument("prefix", type=Path, help="of the two files")
@@ -60,8 +61,8 @@ def main() -> None:
 
 def compile_step(topology: str, overrides: list[str]) -> tuple[Any, Any, Any, float]:
     """Return (compiled, MaxText's configuration, mesh, seconds), as they pass jit_and_compile."""
-    import maxtext  # reads LIBTPU_INIT_ARGS
-    from maxtext.trainers.pre_train import train_compile
+    import maxtext  # reads LIBTPU_INIT_ARGS  # pyright: ignore[reportMissingImports]
+    from maxtext.trainers.pre_train import train_compile  # pyright: ignore[reportMissingImports]
 
     jit_and_compile = train_compile.jit_and_compile
     found = []
@@ -74,6 +75,7 @@ def compile_step(topology: str, overrides: list[str]) -> tuple[Any, Any, Any, fl
         return compiled
 
     train_compile.jit_and_compile = keep
+    assert maxtext.__file__
     base = str(Path(maxtext.__file__).parent / "configs" / "base.yml")
     where = [f"compile_topology={topology}", "compile_topology_num_slices=1"]
     train_compile.main(["train_compile", base, *where, *overrides])
@@ -82,7 +84,7 @@ def compile_step(topology: str, overrides: list[str]) -> tuple[Any, Any, Any, fl
 
 def model_flops(config: Any) -> float:
     """Return the FLOPs of one device and step, attention counted causally."""
-    from maxtext.utils import maxtext_utils
+    from maxtext.utils import maxtext_utils  # pyright: ignore[reportMissingImports]
 
     total, _, _ = maxtext_utils.calculate_tflops_training_per_device(config, log=False)
     return total * 1e12

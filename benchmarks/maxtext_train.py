@@ -17,9 +17,13 @@ answers = os.fdopen(os.dup(1), "w", buffering=1)
 os.dup2(2, 1)  # what MaxText prints goes to the error output
 
 import jax  # noqa: E402
-import maxtext  # noqa: E402
-from maxtext.common.data_loader import DataLoader  # noqa: E402
-from maxtext.trainers.pre_train import train  # noqa: E402
+import maxtext  # noqa: E402  # pyright: ignore[reportMissingImports]
+from maxtext.common.data_loader import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    DataLoader,
+)
+from maxtext.trainers.pre_train import (  # noqa: E402  # pyright: ignore[reportMissingImports]
+    train,
+)
 
 load_next_batch = DataLoader.load_next_batch
 
@@ -47,4 +51,5 @@ def wait_for_turn(self, *args, **kwargs):
 
 
 DataLoader.load_next_batch = wait_for_turn
+assert maxtext.__file__
 train.main(["train", str(Path(maxtext.__file__).parent / "configs" / "base.yml"), *sys.argv[1:]])

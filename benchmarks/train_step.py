@@ -50,17 +50,18 @@ def ours(turns: Connection, work: Work) -> None:
 
     from llama_jax.flops import measured_matmul_flops
     from llama_jax.sharding import batch_sharding, make_mesh
-    from llama_jax.step import init_state, make_train_step
+    from llama_jax.step import init_state, make_train_step, next_token_loss
 
     model = dataclasses.replace(work.model, compute_dtype="float32")
     experiment = config.Experiment(
         model=model,
         data=config.DataConfig(store="", seq_len=work.seq_len, batch_size=work.rows),
         optimizer=config.OptimizerConfig(peak_lr=3e-4),
-        mesh=config.MeshConfig(),
-        run=config.RunConfig(num_steps=10_000, eval_every=1, eval_rows=1, checkpoint_every=1),
+        run=config.RunConfig(num_steps=10_000),
+        upkeep=config.Upkeep(eval_every=1, eval_rows=1, checkpoint_every=1),
     )
-    mesh = make_mesh(experiment.mesh, jax.devices()[:1])
+    execution = experiment.execution
+    mesh = make_mesh(execution.mesh, jax.devices()[:1])
     shape = 1, work.rows, work.seq_len + 1
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, shape)
     ones = np.ones((1, work.rows, work.seq_len), np.int32)
@@ -71,9 +72,9 @@ def ours(turns: Connection, work: Work) -> None:
         "positions": ones * np.arange(work.seq_len, dtype=np.int32),
     }
     with jax.set_mesh(mesh):
-        batch = jax.device_put(batch, batch_sharding(mesh, experiment.mesh, "ABT"))
+        batch = jax.device_put(batch, batch_sharding(mesh, execution.mesh, "ABT"))
         state = jax.jit(lambda: init_state(experiment))()
-        train_step = make_train_step(experiment)
+        train_step = make_train_step(experiment, next_token_loss(execution))
         state, _ = train_step(state, batch)
         jax.block_until_ready(state)
         turns.send("ready")
@@ -100,7 +101,7 @@ def transformers_torch(turns: Connection, work: Work) -> None:
             num_attention_heads=model.num_heads,
             intermediate_size=model.mlp_dim,
             max_position_embeddings=work.seq_len,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
         )
     )
     optimizer = torch.optim.AdamW(
@@ -200,7 +201,7 @@ def main() -> None:
         work = SIZES[name]
         measured = measure(work, args.rounds)
         mine = statistics.median(rate for rate, _ in measured["llama_jax"])
-        peak = statistics.median(peak for _, peak in measured["llama_jax"])
+        peak = statistics.median(peak for _, peak in measured["llama_jax"] if peak is not None)
         flops = model_flops_per_token(work.model, work.seq_len)
         for trainer, rounds in measured.items():
             rates = [rate for rate, _ in rounds]

@@ -113,7 +113,7 @@ def fields(config: typing.Any, prefix: str = "") -> Iterator[tuple[str, typing.A
     """Yield (name, type, value) of every field that is no config itself: "execution.mesh.fsdp"."""
     for name, hint in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if dataclasses.is_dataclass(hint) and isinstance(value, hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, hint):
             yield from fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, hint, value

@@ -99,5 +99,6 @@ def _on_device(with_grads: bool, x_BTD, head_DV, targets_BT):
     count = jax.lax.psum(jnp.sum(targets_BT >= 0), batch_axes)
     if dx_CND is None:
         return loss, count, None, None
+    assert dhead_DV is not None
     dhead_DV = reduce_scatter(partial(slice_of_D, dhead_DV, "DV"), "DV").astype(head_DV.dtype)
     return loss, count, dx_CND.reshape(-1, D)[: B * T].reshape(B, T, D), dhead_DV

@@ -36,7 +36,7 @@ def make_optimizer(cfg: OptimizerConfig, num_steps: int) -> optax.GradientTransf
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
         optax.adamw(
-            learning_rate_schedule(cfg, num_steps),
+            learning_rate_schedule(cfg, num_steps),  # pyright: ignore[reportArgumentType]
             b1=cfg.b1,
             b2=cfg.b2,
             eps=cfg.eps,

@@ -33,7 +33,10 @@ def init_state(experiment: Experiment) -> TrainState:
     params = Llama(experiment.model, nnx.Rngs(params=experiment.run.seed))
     tx = make_optimizer(experiment.optimizer, experiment.run.num_steps)
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, frozen=None, opt_state=tx.init(params)
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        frozen=None,
+        opt_state=tx.init(params),  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -196,7 +196,8 @@ def _read_ahead(
     readers, builder = ThreadPoolExecutor(READ_THREADS), ThreadPoolExecutor(1)
 
     def build(first_row: int) -> dict[str, jax.Array]:
-        here = sharding.addressable_devices_indices_map(shape).values()
+        indices = sharding.addressable_devices_indices_map(shape).values()
+        here = [index for index in indices if index is not None]  # as JAX types them
         batch = read_slices(shape, here, lambda r: read(first_row + r), readers)
         return {
             key: jax.make_array_from_callback(shape, sharding, array.__getitem__)

@@ -132,7 +132,9 @@ def _prepare_shard(job: _Job) -> tuple[_Job, store.Shard, str]:
             return job, shard, "verified"
     tokens, num_documents = _tokenize(job)
     store.write_array(job.data.store, job.path, tokens)
-    shard = store.Shard(*origin, num_documents, len(tokens), hashlib.sha256(tokens).hexdigest())
+    shard = store.Shard(
+        *origin, num_documents, len(tokens), hashlib.sha256(tokens.data).hexdigest()
+    )
     store.write_json(job.data.store, record, dataclasses.asdict(shard))
     return job, shard, f"{len(tokens) / (time.monotonic() - start):,.0f} tokens/s"
 

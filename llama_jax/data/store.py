@@ -69,7 +69,8 @@ def read_split(data: DataConfig, source: str, split: str) -> Split:
             f"data.store: token store {data.store} does not exist or is unfinished (no "
             f"{index_path(source, split)}); write it with: llama-jax prepare EXPERIMENT"
         )
-    return Split(**found | {"shards": tuple(Shard(**shard) for shard in found["shards"])})
+    found["shards"] = tuple(Shard(**shard) for shard in found["shards"])
+    return Split(**found)
 
 
 def digest(data: DataConfig) -> str:

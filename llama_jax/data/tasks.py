@@ -55,7 +55,7 @@ def _register_task(data: DataConfig, source: str) -> str:
     vocabulary = seqio.SentencePieceVocabulary(str(model))
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FileDataSource(_read_file, files),
+        source=seqio.FileDataSource(_read_file, files),  # pyright: ignore[reportArgumentType]
         preprocessors=[
             _drop_empty,
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),

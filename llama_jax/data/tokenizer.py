@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 from etils import epath
@@ -14,7 +15,7 @@ EMBEDDED = Path(__file__).parent / "tokenizer.model"
 
 MAX_LINE_BYTES = 4192  # SentencePiece leaves longer lines out
 # What the trainer_spec and normalizer_spec inside LLaMA's tokenizer.model say.
-SETTINGS = dict(
+SETTINGS: dict[str, Any] = dict(
     model_type="bpe",
     character_coverage=0.99995,
     byte_fallback=True,  # a character outside the vocabulary is spelt in bytes, never <unk>

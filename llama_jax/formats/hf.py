@@ -131,6 +131,7 @@ def write_tokenizer(weights: Weights, out: Path) -> None:
     of its own in the parameter of tokenizer.json's, which gives other ids for leading spaces.
     """
     trainer, pieces = weights.vocabulary.trainer_spec, weights.vocabulary.pieces
+    assert weights.tokenizer
     (out / "tokenizer.model").write_bytes(weights.tokenizer)
     write_json(out / "tokenizer.json", vocabulary.hugging_face(weights.vocabulary))
     config = {

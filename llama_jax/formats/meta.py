@@ -76,6 +76,7 @@ def write(weights: Weights, out: Path, dtype: str, shards: int) -> None:
     for writer in writers:
         writer.close()
     write_json(out / "params.json", _params(cfg))
+    assert weights.tokenizer
     (out / "tokenizer.model").write_bytes(weights.tokenizer)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -259,7 +260,7 @@ def finish(workdir: epath.Path, experiment: Experiment, fingerprints: dict[str, 
 def write_array(array: ts.TensorStore, values: np.ndarray) -> None:
     """Write chunk by chunk, since TensorStore holds several copies of what it writes. Raise
     OSError."""
-    chunk = array.chunk_layout.write_chunk.shape
+    chunk: Any = array.chunk_layout.write_chunk.shape  # of an open array: all ints
     for position in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))):
         box = tuple(
             slice(i * c, min((i + 1) * c, n))

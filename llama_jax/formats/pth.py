@@ -50,7 +50,7 @@ class Writer:
         header = self._file.read(30)
         lengths = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
         self._file.seek(start + 30 + sum(lengths))
-        data = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+        data = np.ascontiguousarray(values).view(np.uint8).reshape(-1).data
         self._file.write(data)
         self._checksums[self._entries[name].filename] = zlib.crc32(data)
 

@@ -63,6 +63,7 @@ def generate(
     for start in range(0, T, PREFILL):
         block_BT = put(tokens_BT[:, start : start + PREFILL], "BT")
         logits_BV, caches = prefill(decoder, block_BT, firsts_B, start, caches)
+    assert logits_BV is not None
     if not jnp.isfinite(logits_BV).all():
         raise UserError("checkpoint: its logits are not finite; sample from an earlier step")
     continuations: list[list[int]] = [[] for _ in prompts]

@@ -195,7 +195,7 @@ def _compile_in_child(
     return _result(fields)
 
 
-def _wait(child: subprocess.Popen[str], on_progress: OnProgress) -> None:
+def _wait(child: subprocess.Popen[bytes], on_progress: OnProgress) -> None:
     start = time.monotonic()
     while True:
         try:
@@ -257,10 +257,10 @@ def _compile(experiment: Experiment, target: Slice) -> CompileResult:
                 f"{target.name}: the compiler refused the step: {str(e).splitlines()[0][:300]}"
             ) from e
     forward, backward, sums = _stacked(traced.jaxpr.jaxpr)
-    memory = compiled.memory_analysis()
-    assert memory
+    memory, hlo = compiled.memory_analysis(), compiled.as_text()
+    assert memory and hlo
     return CompiledStep(
-        hlo=compiled.as_text(),
+        hlo=hlo,
         mesh_axes=dict(zip(mesh.axis_names, mesh.devices.shape, strict=True)),
         weights_bytes=_device_bytes(jax.tree.leaves(state.params)),
         optimizer_bytes=_device_bytes(jax.tree.leaves(state.opt_state)),

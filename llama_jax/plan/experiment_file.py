@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from llama_jax.config import Experiment, MeshConfig, UserError
 from llama_jax.plan.placements import with_execution
@@ -53,7 +54,7 @@ def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
         raise UserError(f"--out: cannot write {str(path)!r}: {e.strerror or e}") from e
 
 
-def _section(name: str, section: object) -> list[str]:
+def _section(name: str, section: Any) -> list[str]:
     """Return the source of one section, without the fields that have their default."""
     fields = [
         f"            {f.name}={_source(getattr(section, f.name))},"

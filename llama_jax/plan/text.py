@@ -181,7 +181,9 @@ def table(plans: Sequence[Plan]) -> list[str]:
     """Return what a search found, a line each."""
     priced = plans[0].cost is not None
     head = ("slice", "chips", "replica x fsdp x tensor", "ring", "micro-batches", "remat")
-    rows = [(*head, "HBM spare", "step s", "days", "cost" if priced else "chip-hours", "MFU")]
+    rows: list[tuple[str, ...]] = [
+        (*head, "HBM spare", "step s", "days", "cost" if priced else "chip-hours", "MFU")
+    ]
     for p in plans:
         spent = p.cost if priced else p.chip_hours
         rows.append(

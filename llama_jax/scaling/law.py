@@ -6,10 +6,13 @@ the text and tokenizer that the law was fitted on (Hoffmann et al., arXiv 2203.1
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
 NAMES = ("A", "B", "E", "alpha", "beta")
+
+Value = Any  # a float, or an array [S] of one float for each of as many laws
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,11 +20,11 @@ class Law:
     """L(N, D) with coefficients as floats, or as arrays [S] of as many laws, to which N, D and C
     broadcast."""
 
-    A: float | np.ndarray
-    B: float | np.ndarray
-    E: float | np.ndarray
-    alpha: float | np.ndarray
-    beta: float | np.ndarray
+    A: Value
+    B: Value
+    E: Value
+    alpha: Value
+    beta: Value
 
     def loss(self, params, tokens):
         return self.E + self.A / params**self.alpha + self.B / tokens**self.beta
@@ -58,8 +61,8 @@ class Law:
 class PowerLaw:
     """y = k * C^exponent."""
 
-    k: float | np.ndarray
-    exponent: float | np.ndarray
+    k: Value
+    exponent: Value
 
     def __call__(self, flops):
         return self.k * flops**self.exponent

@@ -11,15 +11,15 @@ import dataclasses
 import numpy as np
 
 from llama_jax.scaling.costs import INFERENCE, TRAINING
-from llama_jax.scaling.law import Law
+from llama_jax.scaling.law import Law, Value
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """A choice of parameters and training tokens; floats, or arrays [S] for as many laws."""
 
-    params: float | np.ndarray
-    tokens: float | np.ndarray
+    params: Value
+    tokens: Value
 
     def flops(self, served):
         return self.params * (TRAINING * self.tokens + INFERENCE * served)

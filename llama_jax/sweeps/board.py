@@ -172,10 +172,9 @@ def _total_time_and_cost(
     if any(predicted is None for predicted, _ in parts):
         return _time_and_cost(None, price)
     known = [p.part(share) for p, share in parts if isinstance(p, Prediction)]
-    seconds, cost = (
-        tuple(sum((getattr(p, name) or (0, 0))[end] for p in known) for end in (0, 1))
-        for name in ("seconds", "cost")
-    )
+    costs = [p.cost or (0, 0) for p in known]
+    seconds = sum(p.seconds[0] for p in known), sum(p.seconds[1] for p in known)
+    cost = sum(low for low, _ in costs), sum(high for _, high in costs)
     return _time_and_cost(Prediction(seconds, cost), price)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +120,7 @@ def causes(
     """Return the known mistakes that, undone, make the files right: each one tried."""
     c = files.conventions
     q_other, k_other = dict(q_pairs=not c.q_pairs), dict(k_pairs=not c.k_pairs)
-    tries = {
+    tries: dict[str, dict[str, Any]] = {
         "Q/K permutation: the rows of wq and wk are in the other rotary layout": q_other | k_other,
         "Q/K permutation: the rows of wq are in the other rotary layout": q_other,
         "Q/K permutation: the rows of wk are in the other rotary layout": k_other,
