@@ -1,55 +1,51 @@
-"""The shape of the house: imports run one way, and what is heavy stays in its room."""
+"""The shape of the house: imports run one way, and no file, function or trunk grows too long."""
 
 import ast
-import subprocess
-import sys
+import collections
+import graphlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.paths import ROOT
 
-# A module imports only those on the lines above its own, or none of ours.
-FLOORS = [
-    ["config"],
-    ["sharding", "progress", "hardware"],
-    ["attention"],
-    ["model", "loss", "optimizer", "flops"],
-    ["step"],
-    ["data.documents", "data.store"],
-    ["data.tokenizer"],
-    ["data.tasks", "data.batches"],
-    ["data.prepare"],
-    ["checkpoint", "metrics"],
-    ["int8"],
-    ["decoder"],
-    ["figures", "sample", "show"],
-    ["completion"],
-    ["evaluation.perplexity", "evaluation.ngrams", "evaluation.int8"],
-    ["evaluation.report", "report"],
-    ["train"],
-    ["formats.vocabulary"],
-    ["formats.weights"],
-    ["formats.pth", "formats.readers"],
-    ["formats.hf", "formats.meta", "formats.gguf", "formats.llama2c", "formats.proof"],
-    ["formats.litgpt"],
-    ["formats.exporter", "formats.importer"],
-    ["plan.sources", "plan.hlo"],
-    ["plan.links"],
-    ["plan.estimate", "plan.analytic"],
-    ["plan.compile"],
-    ["plan.report"],
-    ["plan.figure", "plan.search"],
-    ["scaling.law", "scaling.results", "scaling.costs"],
-    ["scaling.parametric", "scaling.isoflop", "scaling.envelope", "scaling.optimum"],
-    ["scaling.fit"],
-    ["scaling.budget"],
-    ["scaling.figures", "scaling.tables"],
-    ["sweeps.ladder", "sweeps.lease"],
-    ["sweeps.worker"],
-    ["sweeps.sweep"],
-    ["sweeps.board"],
-    ["cli"],
-    ["__main__"],
-]
+PACKAGE = ROOT / "llama_jax"
+# A room -> the rooms it may use. A directory is a room; a file of the top level is in `core`, or
+# in the room that TOP names.
+ROOMS = {
+    "core": set(),
+    "data": {"core"},
+    "run": {"core", "data"},
+    "generation": {"core"},
+    "evaluation": {"core", "data", "generation", "run"},
+    "guards": {"core", "data", "evaluation", "run"},
+    "train": {"core", "data", "evaluation", "guards", "run"},
+    "formats": {"core", "data", "run"},
+    "opened": {"core", "data", "evaluation", "formats", "generation", "run"},
+    "plan": {"core"},
+    "scaling": {"core"},
+    "sweeps": {"core", "data", "plan", "run", "train"},
+    "commands": {
+        *("core", "data", "evaluation", "formats", "generation", "guards", "opened", "plan"),
+        *("run", "scaling", "sweeps", "train"),
+    },
+    "door": {"core", "commands"},
+}
+TOP = {"train": "train", "opened": "opened", "cli": "door", "__main__": "door"}
+CORE = {
+    *("config", "experiment", "hardware", "progress", "sharding", "collectives", "attention"),
+    *("loss", "model", "optimizer", "step", "flops"),
+}
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
+    if path.name != "__init__.py" and "corpus" not in path.parts
+}
+
+
+def room(module: str) -> str:
+    first, _, rest = module.partition(".")
+    return first if rest else TOP.get(first, "core")
 
 
 def imported(path: Path) -> set[str]:
@@ -60,25 +56,34 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    modules = {module for floor in FLOORS for module in floor}
-    return {n.removeprefix("llama_jax.") for n in names if n.startswith("llama_jax.")} & modules
+    return {n.removeprefix("llama_jax.") for n in names if n.startswith("llama_jax.")} & {*FILES}
 
 
-def test_imports_run_one_way():
-    floor = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-    files = {
-        ".".join(path.relative_to(ROOT / "llama_jax").with_suffix("").parts): path
-        for path in (ROOT / "llama_jax").rglob("*.py")
-        if path.name != "__init__.py" and "corpus" not in path.parts
-    }
-    assert files.keys() == floor.keys()
+GRAPH = {module: imported(path) for module, path in FILES.items()}
+
+
+# Imports
+
+
+def test_every_file_has_a_room():
+    top = {module for module in FILES if "." not in module}
+    assert top == CORE | TOP.keys()
+    assert {room(module) for module in FILES} == ROOMS.keys()
+
+
+def test_a_room_uses_only_those_it_may():
     wrong = [
         f"{module} imports {other}"
-        for module, path in files.items()
-        for other in imported(path)
-        if floor[other] >= floor[module]
+        for module, others in GRAPH.items()
+        for other in others
+        if room(other) != room(module) and room(other) not in ROOMS[room(module)]
     ]
     assert wrong == []
+
+
+def test_neither_files_nor_rooms_import_in_a_circle():
+    graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the circle
+    graphlib.TopologicalSorter(ROOMS).prepare()
 
 
 def test_experiments_import_the_config_only():
@@ -89,18 +94,75 @@ def test_experiments_import_the_config_only():
 
 
 def test_laws_need_no_run():
-    for path in (ROOT / "llama_jax/scaling").glob("*.py"):
-        others = {name for name in imported(path) if not name.startswith("scaling")}
-        assert others <= {"config", "flops", "hardware", "progress"}, path
+    for module, others in GRAPH.items():
+        if room(module) == "scaling":
+            others = {name for name in others if room(name) != "scaling"}
+            assert others <= {"config", "flops", "hardware", "progress"}, module
 
 
 def test_nothing_imports_experiments_tests_or_benchmarks():
-    for path in (ROOT / "llama_jax").rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         roots = {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert not roots & {"experiments", "tests", "benchmarks"}, path
 
 
-def test_the_command_line_loads_nothing_heavy():
-    code = "import sys, llama_jax.cli; print({'jax', 'tensorflow', 'numpy'} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+# Lengths
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def num_lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def test_no_file_is_over_450_lines_and_no_function_over_80():
+    tests = (ROOT / "tests").rglob("*.py")
+    assert {str(p): num_lines(p) for p in (*FILES.values(), *tests) if num_lines(p) > 450} == {}
+    long = {
+        f"{module}.{function.name}": function.end_lineno - function.lineno + 1
+        for module, path in FILES.items()
+        for function in functions(path)
+        if function.end_lineno - function.lineno + 1 > 80
+    }
+    assert long.pop("train.train", 0) <= 90  # which wires
+    assert long == {}
+
+
+def test_the_trunk_is_read_in_an_afternoon():
+    """What a training step is made of."""
+    trunk = [m for m in FILES if room(m) in ("core", "data", "run", "guards", "train")]
+    assert sum(num_lines(FILES[module]) for module in trunk) <= 3_800
+
+
+# Names
+
+
+def test_a_name_is_of_one_thing():
+    """But a reader in proofs/ has the name of its format, and a verb that of its room."""
+    places = collections.defaultdict(list)
+    for module in FILES:
+        *rooms, name = module.split(".")
+        if rooms != ["formats", "proofs"]:
+            places[name].append(module)
+    different = {
+        name: modules
+        for name, modules in places.items()
+        if len([m for m in modules if not m.startswith("commands.")]) > 1
+    }
+    assert different == {}
+
+
+def test_docstrings_of_functions_begin_with_a_verb():
+    wrong = [
+        f"{module}.{function.name}: {doc.splitlines()[0]}"
+        for module, path in FILES.items()
+        for function in functions(path)
+        if (doc := ast.get_docstring(function))
+        and re.match(r"(Of|As|By|The|Those|For|A|An)\b|\(", doc)
+    ]
+    assert wrong == []

@@ -11,3 +11,8 @@ def test_training_needs_no_tensorflow():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stderr.strip() == "[]"
+
+
+def test_the_command_line_loads_nothing_heavy():
+    code = "import sys, llama_jax.cli; print({'jax', 'tensorflow', 'numpy'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
