@@ -161,7 +161,8 @@ def convert(
         meter.close()
     if verification and not verification["passed"]:
         raise WrongExport(
-            f"the files in {draft} do not compute what the checkpoint does: {_reasons(verification)}"
+            f"the files in {draft} do not compute what the checkpoint does: "
+            f"{_reasons(verification)}"
         )
     draft.rename(out)
     return manifest
