@@ -1,5 +1,7 @@
-# make train: trains the quickstart. make test: runs every test. Both set themselves up first.
-# make clients: llama.cpp and litgpt, each in an environment of its own, for the tests that want them.
+# make train: trains the quickstart. make test: runs every test. make check: lints, and runs the tests
+# that start no process, before a commit. Each sets itself up first.
+# make clients: llama.cpp and litgpt, each in an environment of its own; without it the tests that
+# want them are skipped.
 # make plan-all: compiles the four sizes for their TPU slices, without a TPU.
 # Another Python:  make test PYTHON=python3.13
 # The newest JAX:  make test PYTHON=python3.13 REQUIREMENTS=requirements-current.txt
@@ -13,9 +15,14 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 BIN := $(VENV)/bin
 # A stamp says that these requirements are installed, for this version of Python.
 READY := $(VENV)/ready-$(VERSION)
+# A file of tests stays in one of the two workers, where its fixtures are.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# What is compiled of llama.cpp, for every clone.
+LLAMACPP := $(shell grep ^llama-cpp-python requirements-llamacpp.txt)
+WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llama_jax/wheels
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup train test clients plan-all lint format clean
+.PHONY: setup train check test clients plan-all lint format clean
 
 setup: $(READY)-$(REQUIREMENTS)
 
@@ -51,16 +58,28 @@ train: setup
 	@$(BIN)/llama-jax evaluate runs/quickstart
 	@$(BIN)/llama-jax sample runs/quickstart --prompt "The state of the Union"
 
+check: lint $(READY)-requirements-test.txt
+	@$(PYTEST) tests --ignore tests/processes
+
 test: setup $(READY)-requirements-test.txt
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 clients: .venv-llamacpp/ready .venv-litgpt/ready
 
-# By pip, which keeps the wheel that it compiles of llama.cpp: minutes once, then seconds.
 .venv-llamacpp/ready .venv-litgpt/ready: .venv-%/ready: requirements-%.txt
 	@echo "setting up .venv-$*"
 	@$(PYTHON) -m venv --clear .venv-$*
-	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--find-links $(WHEELS) -r $<
+	@touch $@
+
+# Compiling llama.cpp takes minutes once, and a copy of the wheel seconds.
+.venv-llamacpp/ready: $(WHEELS)/$(subst ==,-,$(LLAMACPP)).ready
+
+$(WHEELS)/%.ready:
+	@mkdir -p $(WHEELS)
+	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps \
+		--wheel-dir $(WHEELS) $(LLAMACPP)
 	@touch $@
 
 plan-all: setup
