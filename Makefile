@@ -3,6 +3,7 @@
 # make clients: llama.cpp and litgpt, each in an environment of its own; without it the tests that
 # want them are skipped.
 # make plan-all: compiles the four sizes for their TPU slices, without a TPU.
+# make docs: the reference of the public names, into docs/reference/.
 # Another Python:  make test PYTHON=python3.13
 # The newest JAX:  make test PYTHON=python3.13 REQUIREMENTS=requirements-current.txt
 # On a TPU VM:     make setup REQUIREMENTS=requirements-tpu.txt
@@ -22,7 +23,7 @@ LLAMACPP := $(shell grep ^llama-cpp-python requirements-llamacpp.txt)
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llama_jax/wheels
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup train check test clients plan-all lint format clean
+.PHONY: setup train check test clients plan-all docs lint format clean
 
 setup: $(READY)-$(REQUIREMENTS)
 
@@ -84,6 +85,16 @@ $(WHEELS)/%.ready:
 
 plan-all: setup
 	@$(BIN)/python tests/golden_plans.py
+
+docs: $(READY)-requirements-docs.txt
+	@$(BIN)/python -c "from pathlib import Path; import llama_jax, pdoc; \
+		[getattr(llama_jax, name) for name in llama_jax.__all__]; \
+		pdoc.pdoc('llama_jax', output_directory=Path('docs/reference'))"
+	@echo "wrote docs/reference/llama_jax.html"
+
+$(READY)-requirements-docs.txt: requirements-docs.txt $(READY)-requirements.txt
+	@$(UV) -r requirements-docs.txt
+	@touch $@
 
 lint: setup $(READY)-requirements-lint.txt
 	@$(BIN)/ruff format --check .

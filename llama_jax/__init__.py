@@ -79,7 +79,9 @@ _MODULES = {
 def __getattr__(name: str) -> typing.Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'llama_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"llama_jax.{_MODULES[name]}"), name)
+    found = getattr(importlib.import_module(f"llama_jax.{_MODULES[name]}"), name)
+    globals()[name] = found  # pdoc looks for the names there
+    return found
 
 
 def __dir__() -> list[str]:

@@ -167,7 +167,7 @@ class Execution:
 
     slice: str | None = None  # what it is laid out for, as `llama-jax plan` names it: "v5p:4x4x4"
     mesh: MeshConfig = MeshConfig()
-    micro_batches: int = 1  # gradients of this many slices of the batch are added up
+    micro_batches: int = 1  # the batch is cut into so many, whose gradients are added up
     remat: str = "nothing"  # one of REMAT_POLICIES
     attention: str = "reference"  # one of ATTENTION_KERNELS
     attention_block: int = 512  # queries and keys in a tile of the splash kernel

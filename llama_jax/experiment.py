@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from llama_jax.config import (
     OptimizerConfig,
     UserError,
 )
+from llama_jax.hardware import parse_slice
 
 SCHEMA = 1  # of an experiment in JSON; counts up when a field is renamed, moved or removed
 IDENTITY = ("model", "data", "optimizer", "run")  # the sections that a result depends on
@@ -74,18 +76,21 @@ def _on_slice(
     name: str | None,
     mesh_given: bool,
 ) -> Experiment:
-    own = next((n for n, e in slices.items() if e == experiment.execution), None)
-    name, own = name or own, own or experiment.execution.slice
+    execution = experiment.execution
+    own = next((n for n, e in slices.items() if e is execution), execution.slice)
+    known = list(slices) or ([own] if own else [])
     if name is None:
-        return experiment
-    execution = slices.get(name, experiment.execution)
-    if name not in slices and own not in (None, name) and not mesh_given:
+        name = own
+    elif known and parse_slice(name).name not in known and not mesh_given:
         raise UnnamedSlice(
-            f"--slice: {path} names no slice {name!r}; it has {', '.join(slices) or own}; "
+            f"--slice: {path} names no slice {name!r}; it has {', '.join(known)}; "
             f"for another, llama-jax plan {path} --search --slice {name} finds a layout, or --set "
             "execution.mesh.FIELD=N gives one"
         )
-    execution = dataclasses.replace(execution, slice=name)
+    if name is None:
+        return experiment
+    name = parse_slice(name).name
+    execution = dataclasses.replace(slices.get(name, execution), slice=name)
     return dataclasses.replace(experiment, execution=execution)
 
 
@@ -203,6 +208,8 @@ def validate(experiment: Experiment) -> None:
         if not _matches(value, hint):
             raise UserError(f"{name}: got {value!r}, expected {_type_name(hint)}")
         if type(value) in (int, float):
+            if not math.isfinite(value):
+                raise UserError(f"{name}: got {value}, expected a finite number")
             zero = name.rpartition(".")[2] in ZERO_ALLOWED
             if not (value >= 0 if zero else value > 0):
                 accepted = "0 or more" if zero else "more than 0"

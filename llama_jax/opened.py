@@ -8,8 +8,11 @@ import jax
 import numpy as np
 from sentencepiece import SentencePieceProcessor
 
-from llama_jax.config import Execution, Experiment, UserError
+from llama_jax.attention import PLATFORMS
+from llama_jax.config import Experiment, UserError
+from llama_jax.data import store
 from llama_jax.data import tokenizer as sentencepieces
+from llama_jax.data.prepare import ensure
 from llama_jax.evaluation.perplexity import validation_losses
 from llama_jax.experiment import override, validate
 from llama_jax.formats import convert, native
@@ -69,7 +72,13 @@ class Model:
         return last
 
     def held_out_losses(self) -> dict[str, float]:
-        """Return the mean loss in nats a token of each source of the experiment's token store."""
+        """Return the mean loss in nats a token of each source, held out, of the experiment's data.
+
+        Prepares the token store if it is missing. Raises UserError.
+        """
+        if ensure(self.experiment.data) != 0:
+            raise UserError(f"data.store: {self.experiment.data.store} could not be prepared")
+        store.check_tokenizer(self.experiment.data, self.experiment.model.vocab_size)
         with jax.set_mesh(self.mesh):
             eval_step = make_eval_step(next_token_loss(self.experiment.execution))
             return validation_losses(eval_step, self.params, None, self.experiment, self.mesh)
@@ -88,6 +97,8 @@ def open_model(
     one. Raises UserError.
     """
     if convert.format_of(Path(source)) in (None, "native"):
+        if tokenizer:
+            raise UserError("tokenizer: belongs to another framework's files; a run has its own")
         return open_trained(str(source), overrides)
     return open_foreign(Path(source), overrides, Path(tokenizer) if tokenizer else None)
 
@@ -123,10 +134,13 @@ def open_foreign(path: Path, overrides: Sequence[str], tokenizer: Path | None) -
 def _laid_out(
     experiment: Experiment, overrides: Sequence[str]
 ) -> tuple[Experiment, jax.sharding.Mesh]:
-    """Return the experiment as it is executed here, by kernels that run anywhere, and its mesh."""
-    mesh, devices = experiment.execution.mesh, jax.devices()
+    """Return the experiment as it can be executed here, and its mesh."""
+    execution, devices = experiment.execution, jax.devices()
+    mesh = execution.mesh
     if not any(text.startswith("execution.mesh.") for text in overrides):
         mesh = mesh_for(experiment.model, len(devices))
         devices = devices[: mesh.fsdp * mesh.tensor]
-    experiment = dataclasses.replace(experiment, execution=Execution(mesh=mesh))
-    return experiment, make_mesh(mesh, devices)
+    elsewhere = PLATFORMS.get(execution.attention) not in (None, jax.default_backend())
+    attention = "reference" if elsewhere else execution.attention
+    execution = dataclasses.replace(execution, mesh=mesh, attention=attention)
+    return dataclasses.replace(experiment, execution=execution), make_mesh(mesh, devices)

@@ -19,7 +19,7 @@ from llama_jax.optimizer import learning_rate_schedule, make_optimizer
 class TrainState:
     step: jax.Array  # int32 scalar: the number of updates made
     params: Any  # fp32, what is trained: in pre-training the whole model, a Llama
-    frozen: Any  # what the loss needs besides and nothing trains; None in pre-training
+    frozen: Any  # arrays of its own that the loss needs and nothing trains, or None
     opt_state: optax.OptState  # fp32, sharded as the parameters
 
 
@@ -79,7 +79,9 @@ def make_train_step(experiment: Experiment, loss: Loss):
             )
             return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, new), None
 
-        if batch["tokens"].shape[0] == 1:  # no scan: its carry would be a second set of gradients
+        if (
+            jax.tree.leaves(batch)[0].shape[0] == 1
+        ):  # no scan: its carry would be a second set of gradients
             only = {name: x_ABT[0] for name, x_ABT in batch.items()}
             total = value_and_grad(state.params, state.frozen, only)
         else:

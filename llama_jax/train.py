@@ -1,7 +1,5 @@
 """The training loop. It wires; what is computed is in step.py, what is read in data/batches.py."""
 
-import hashlib
-
 import jax
 from etils import epath
 
@@ -35,7 +33,7 @@ def train(
     """
     data, run, execution = experiment.data, experiment.run, experiment.execution
     digest = store.digest(data)
-    check_vocabulary(experiment)
+    store.check_tokenizer(data, experiment.model.vocab_size)
     check_wandb(experiment.upkeep.wandb_project)
     check_workdir(experiment, workdir, accept_changes)
     check_platform(execution)
@@ -144,22 +142,3 @@ def keep_with_run(experiment: Experiment, workdir: epath.Path) -> None:
             model = tokenizer.find(experiment.data.tokenizer).read_bytes()
             write_whole(tokenizer_file(workdir), model)
         write_whole(config_file(workdir), to_json(experiment))
-
-
-def check_vocabulary(experiment: Experiment) -> None:
-    """Raise UserError unless the store was made with a tokenizer that is the experiment's."""
-    data = experiment.data
-    wanted = hashlib.sha256(tokenizer.find(data.tokenizer).read_bytes()).hexdigest()
-    for source, splits in store.read_index(data).items():
-        made_with = {shard.tokenizer_sha256 for split in splits.values() for shard in split.shards}
-        if made_with != {wanted}:
-            raise UserError(
-                f"data.tokenizer: got {data.tokenizer!r}, but source {source} of the token store "
-                f"{data.store} was made with another; set data.store to another directory, too"
-            )
-        size = splits["train"].vocab_size
-        if size > experiment.model.vocab_size:
-            raise UserError(
-                f"model.vocab_size: got {experiment.model.vocab_size}, but the token store's "
-                f"tokenizer has {size} pieces (source {source}); expected at least that"
-            )

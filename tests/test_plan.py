@@ -89,7 +89,7 @@ def test_moves_to_the_host_take_time_and_room():
             "expected a multiple of execution.mesh.fsdp=3; the nearest that works is --set",
         ),
         (["execution.micro_batches=3"], "nearest that works is --set execution.micro_batches=2"),
-        (["execution.attention=cudnn"], "cudnn runs on NVIDIA GPUs, not on v5e:2x2; --set model"),
+        (["execution.attention=cudnn"], "cudnn runs on NVIDIA GPUs, not on v5e:2x2; --set exec"),
     ],
 )
 def test_a_placement_that_cannot_be_is_refused_with_one_that_can(changes, message):

@@ -48,7 +48,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     import jax
+    from etils import epath
 
+    from llama_jax.run.workdir import write_whole
     from llama_jax.scaling import results
     from llama_jax.scaling.figures import draw_fit
     from llama_jax.scaling.fit import fit as fit_points
@@ -64,9 +66,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
         draw_fit(found, out)
-        partial = out / "laws.json.partial"
-        partial.write_text(laws)
-        partial.rename(out / "laws.json")
+        write_whole(epath.Path(out / "laws.json"), laws)
     except OSError as e:
         raise UserError(f"--out: cannot write into {str(out)!r}: {e.strerror or e}") from e
     if args.json:

@@ -45,7 +45,10 @@ def ensure(data: DataConfig) -> int:
     print(f"preparing the token store {data.store}, once", file=sys.stderr)
     command = [sys.executable, "-m", "llama_jax.data.prepare"]
     request = json.dumps(dataclasses.asdict(data))
-    return subprocess.run(command, input=request, text=True, check=False).returncode
+    status = subprocess.run(command, input=request, text=True, check=False).returncode
+    if status < 0:
+        print(f"llama-jax prepare: ended by signal {-status}", file=sys.stderr)
+    return abs(status)
 
 
 def prepare(data: DataConfig, num_workers: int) -> None:
@@ -188,6 +191,11 @@ def main() -> None:
     except UserError as e:
         print(f"llama-jax prepare: {e}", file=sys.stderr)
         sys.exit(2)
+    except OSError as e:  # a disk that fills up
+        print(f"llama-jax prepare: {e}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:  # the parent says so
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which global batch each step trains on: a pure function of the step, stored with the checkpoint.
 
-A run that skips batches after a spike of its loss, or goes on with other ones, does so by an entry.
+To skip batches, or to go on with other ones, is an entry of the schedule.
 """
 
 import bisect
@@ -25,8 +25,3 @@ class Schedule:
         """Return the number of the batch that update number `step`, from 0, is computed from."""
         entry = self.entries[bisect.bisect_right(self.entries, step, key=lambda e: e.step) - 1]
         return entry.batch + step - entry.step
-
-    def skip(self, step: int, batches: int) -> "Schedule":
-        """Return the schedule that leaves out so many batches, the first of them that of `step`."""
-        before = tuple(entry for entry in self.entries if entry.step < step)
-        return Schedule((*before, Entry(step, self.batch(step) + batches)))

@@ -17,6 +17,7 @@ import numpy as np
 import tensorstore as ts
 
 from llama_jax.config import DataConfig, UserError
+from llama_jax.data import tokenizer
 
 SPLITS = ("train", "validation")
 BLOCK_TOKENS = 2**14  # under one checksum, and the least that is read at a time
@@ -71,6 +72,24 @@ def read_split(data: DataConfig, source: str, split: str) -> Split:
         )
     found["shards"] = tuple(Shard(**shard) for shard in found["shards"])
     return Split(**found)
+
+
+def check_tokenizer(data: DataConfig, vocab_size: int) -> None:
+    """Raise UserError unless the store was made with data.tokenizer, for vocab_size tokens."""
+    wanted = hashlib.sha256(tokenizer.find(data.tokenizer).read_bytes()).hexdigest()
+    for source, splits in read_index(data).items():
+        made_with = {shard.tokenizer_sha256 for split in splits.values() for shard in split.shards}
+        if made_with != {wanted}:
+            raise UserError(
+                f"data.tokenizer: got {data.tokenizer!r}, but source {source} of the token store "
+                f"{data.store} was made with another; set data.store to another directory, too"
+            )
+        size = splits["train"].vocab_size
+        if size > vocab_size:
+            raise UserError(
+                f"model.vocab_size: got {vocab_size}, but the token store's tokenizer has {size} "
+                f"pieces (source {source}); expected at least that"
+            )
 
 
 def digest(data: DataConfig) -> str:

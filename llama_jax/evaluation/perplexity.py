@@ -15,13 +15,15 @@ def validation_losses(
 ) -> dict[str, float]:
     """Compute the mean loss in nats a token of each source's first upkeep.eval_rows held-out rows.
 
-    Batches have the size of a training micro-batch, so they need no more memory than training.
+    Batches have the size of a training micro-batch, so they need no more memory than training; or
+    what the mesh makes of it, if it is not the one of training.
     """
     data, execution = experiment.data, experiment.execution
     sharding = batch_sharding(mesh, execution.mesh, "BT")
+    ways = execution.mesh.replica * execution.mesh.fsdp
+    rows = -(-data.batch_size // execution.micro_batches // ways) * ways
     losses = {}
     for source, _ in data.mixture:
-        rows = data.batch_size // execution.micro_batches
         batches = validation_batches(data, source, experiment.upkeep.eval_rows, rows, sharding)
         sums = [eval_step(params, frozen, batch) for batch in batches]
         loss, targets = (sum(column) for column in zip(*jax.device_get(sums), strict=True))

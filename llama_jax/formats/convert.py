@@ -60,11 +60,12 @@ def format_of(path: Path) -> str | None:
     return next((name for name, form in FORMATS.items() if form.is_it(path)), None)
 
 
-def open_source(path: Path, tokenizer: Path | None = None) -> Weights:
+def open_source(path: str | Path, tokenizer: str | Path | None = None) -> Weights:
     """Open the model at `path`, by what is there. Raise UserError for what is none.
 
     tokenizer: a SentencePiece model to take in place of the one that comes with it.
     """
+    path = Path(path)
     name = format_of(path)
     read = FORMATS[name].read if name else None
     if read is None:
@@ -121,8 +122,11 @@ def convert(
     verify: where the format has an independent reader. Raise UserError; or WrongExport, and leave
     the files under another name, if their logits are not the source's.
     """
-    form = FORMATS[to]
-    if form.write is None or dtype not in form.dtypes:
+    out, form = Path(out), FORMATS.get(to)
+    if form is None or form.write is None:
+        written = ", ".join(name for name, other in FORMATS.items() if other.write)
+        raise UserError(f"--to: got {to!r}, expected one of {written}")
+    if dtype not in form.dtypes:
         raise UserError(f"--type: got {dtype} for {to}, expected one of {', '.join(form.dtypes)}")
     if out.exists():
         raise UserError(f"--out: {out} is there already; expected the name of a new directory")

@@ -42,6 +42,7 @@ from llama_jax.run.workdir import (
     checkpoints_dir,
     config_file,
     metrics_file,
+    store_dir,
     tokenizer_file,
     write_whole,
 )
@@ -153,7 +154,7 @@ def experiment_of(weights: Weights, workdir: Path) -> Experiment:
         ),
         data=DataConfig(
             tokenizer=str(tokenizer_file(epath.Path(workdir.absolute()))),
-            store=str(workdir.absolute() / "store"),
+            store=str(store_dir(epath.Path(workdir.absolute()))),
             seq_len=weights.seq_len,
             batch_size=1,
         ),

@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from llama_jax.config import Experiment, MeshConfig, UserError
 from llama_jax.plan.placements import with_execution
 from llama_jax.plan.plan import Plan
 from llama_jax.plan.text import lines
+from llama_jax.run.workdir import write_whole
 
 
 def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
@@ -46,10 +48,8 @@ def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
             "",
         ]
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        write_whole(epath.Path(path), text)
     except OSError as e:
         raise UserError(f"--out: cannot write {str(path)!r}: {e.strerror or e}") from e
 

@@ -25,7 +25,14 @@ from llama_jax.data.schedule import Entry, Schedule
 from llama_jax.experiment import from_json, override, to_json, validate
 from llama_jax.model import Llama
 from llama_jax.run.fingerprint import fingerprints
-from llama_jax.run.workdir import checkpoints_dir, damaged_dir, locate, steps, tokenizer_file
+from llama_jax.run.workdir import (
+    checkpoints_dir,
+    damaged_dir,
+    locate,
+    steps,
+    store_dir,
+    tokenizer_file,
+)
 from llama_jax.sharding import abstract
 from llama_jax.step import TrainState, init_state
 
@@ -124,9 +131,12 @@ def read_meta(workdir: epath.Path, step: int) -> Meta:
     fields = _read(workdir, step, meta=ocp.args.JsonRestore())["meta"]
     where = f"checkpoint {checkpoints_dir(workdir) / str(step)}"
     experiment = from_json(json.dumps(fields.pop("experiment")), where)
+    data = experiment.data
     if (own := tokenizer_file(workdir)).exists():
-        data = dataclasses.replace(experiment.data, tokenizer=str(own))
-        experiment = dataclasses.replace(experiment, data=data)
+        data = dataclasses.replace(data, tokenizer=str(own))
+    if not fields["data_digest"]:  # an imported model has no store but one beside it
+        data = dataclasses.replace(data, store=str(store_dir(workdir)))
+    experiment = dataclasses.replace(experiment, data=data)
     schedule = Schedule(tuple(Entry(**entry) for entry in fields.pop("schedule")))
     return Meta(experiment=experiment, schedule=schedule, **fields)
 

@@ -4,9 +4,11 @@
     WORKDIR/tokenizer.model    the tokenizer it was trained with
     WORKDIR/checkpoints/STEP   see checkpoint.py; damaged ones are moved to WORKDIR/damaged
     WORKDIR/metrics.jsonl, tensorboard/, loss.png, profile/, nonfinite_step_STEP.txt
+    WORKDIR/store              the token store of an imported model
     WORKDIR/finished.json, failed.json, log.txt    of a sweep's run
 
-A workdir is a local path or gs://, and holds all that evaluating, sampling and exporting need.
+A workdir is a local path or gs://. It holds all that sampling and exporting need, and evaluating
+but for the token store, which is made again where it is missing.
 """
 
 import secrets
@@ -40,6 +42,10 @@ def tensorboard_dir(workdir: epath.Path) -> epath.Path:
     return workdir / "tensorboard"
 
 
+def store_dir(workdir: epath.Path) -> epath.Path:
+    return workdir / "store"
+
+
 def loss_figure_file(workdir: epath.Path) -> epath.Path:
     return workdir / "loss.png"
 
@@ -69,7 +75,7 @@ def steps(workdir: epath.Path) -> list[int]:
     directory = checkpoints_dir(workdir)
     if not directory.exists():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
 def locate(text: str) -> tuple[epath.Path, int]:
@@ -78,7 +84,7 @@ def locate(text: str) -> tuple[epath.Path, int]:
     Raises UserError if there is no such checkpoint.
     """
     name, at, wanted = text.rpartition("@")
-    if not at or not wanted.isdigit():  # a path may have an @ of its own
+    if not at or not wanted.isdecimal():  # a path may have an @ of its own
         name, wanted = text, ""
     workdir = epath.Path(name)
     found = steps(workdir)
@@ -101,6 +107,6 @@ def write_whole(path: epath.Path, content: str | bytes) -> epath.Path:
     try:
         part.write_bytes(data)
         return part.replace(path)
-    except OSError:
+    except BaseException:
         part.unlink(missing_ok=True)
         raise

@@ -40,7 +40,7 @@ def test_two_real_processes_give_the_batches_of_one(made_up, tmp_path):
 
 
 WORKER = """
-import json, sys
+import itertools, json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from llama_jax.config import BATCH_KEYS, DataConfig
