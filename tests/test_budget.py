@@ -1,3 +1,5 @@
+"""The cheapest model for a demand, against formulas and published answers."""
+
 import dataclasses
 
 import numpy as np

@@ -1,6 +1,6 @@
-"""What other programs compute from exported files: python tests/clients.py CLIENT DIRECTORY...
+"""What other programs compute from exported files: python tests/helpers/clients.py CLIENT DIRECTORY...
 
-For test_export.py, each client in an environment of its own. Of each DIRECTORY, an export, the
+For test_clients.py, each client in an environment of its own. Of each DIRECTORY, an export, the
 tokens [B, T] in tokens.npy beside it go through the model, and the texts in DIRECTORY.texts.json,
 with what decoding gives back of them, through the tokenizer: into DIRECTORY.CLIENT.npy, [B, T, V],
 and DIRECTORY.CLIENT.json.

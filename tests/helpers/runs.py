@@ -1,4 +1,4 @@
-"""A tiny run, what it leaves behind, and damage to it."""
+"""A tiny run, and what it leaves behind."""
 
 from pathlib import Path
 

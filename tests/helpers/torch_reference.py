@@ -1,4 +1,4 @@
-"""What transformers computes, for test_model.py; python tests/torch_reference.py DIRECTORY.
+"""What transformers computes, for test_transformers.py: python tests/helpers/torch_reference.py DIRECTORY.
 
 A process of its own: the CUDA builds of torch crash beside TensorFlow. Reads DIRECTORY/*.npz, each
 with "config" (JSON for LlamaConfig), "tokens" and a state dict; writes NAME.logits.npy by it, and

@@ -14,6 +14,7 @@ from etils import epath
 
 from helpers.paths import ROOT
 from helpers.processes import environment
+from llama_jax.experiment import override
 from llama_jax.flops import num_params
 from llama_jax.run.checkpoint import read_meta, steps
 from llama_jax.run.metrics import read_metrics
@@ -44,7 +45,8 @@ def check(runs: list[sweep.Run], workdir: Path) -> None:
     for run in runs:
         trained = [row["step"] for row in read_metrics(run.directory) if "loss" in row]
         assert trained == list(range(1, run.experiment.run.num_steps + 1))
-        assert read_meta(run.directory, trained[-1]).experiment == run.experiment
+        own = override(run.experiment, f"data.tokenizer={run.directory / 'tokenizer.model'}")
+        assert read_meta(run.directory, trained[-1]).experiment == own
 
 
 # Whole sweeps
