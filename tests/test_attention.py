@@ -1,4 +1,4 @@
-"""The attention kernels against the reference, which test_transformers.py holds against transformers."""
+"""The attention kernels against the reference, which transformers are held against."""
 
 import jax
 import jax.numpy as jnp

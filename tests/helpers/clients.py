@@ -1,9 +1,9 @@
-"""What other programs compute from exported files: python tests/helpers/clients.py CLIENT DIRECTORY...
+"""What other programs compute from exported files.
 
-For test_clients.py, each client in an environment of its own. Of each DIRECTORY, an export, the
-tokens [B, T] in tokens.npy beside it go through the model, and the texts in DIRECTORY.texts.json,
-with what decoding gives back of them, through the tokenizer: into DIRECTORY.CLIENT.npy, [B, T, V],
-and DIRECTORY.CLIENT.json.
+python tests/helpers/clients.py CLIENT DIRECTORY... is for test_clients.py, each client in an
+environment of its own. Of each DIRECTORY, an export, the tokens [B, T] in tokens.npy beside it go
+through the model, and the texts in DIRECTORY.texts.json, with what decoding gives back of them,
+through the tokenizer: into DIRECTORY.CLIENT.npy, [B, T, V], and DIRECTORY.CLIENT.json.
 """
 
 import json

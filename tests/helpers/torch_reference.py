@@ -1,10 +1,11 @@
-"""What transformers computes, for test_transformers.py: python tests/helpers/torch_reference.py DIRECTORY.
+"""What transformers computes, for test_transformers.py.
 
-A process of its own: the CUDA builds of torch crash beside TensorFlow. Reads DIRECTORY/*.npz, each
-with "config" (JSON for LlamaConfig), "tokens" and a state dict; writes NAME.logits.npy by it, and
-NAME.continued.npy: 24 greedy tokens after 5 of the first row and 20 of the second.
-Reads norm/{x,scale}.npy and writes norm/y.npy: LlamaRMSNorm in bf16.
-Reads nuclei/{logits,rules}.npy and writes nuclei/left.npy: logits by (top_k, top_p) of the rules.
+python tests/helpers/torch_reference.py DIRECTORY is a process of its own: the CUDA builds of torch
+crash beside TensorFlow. Reads DIRECTORY/*.npz, each with "config" (JSON for LlamaConfig), "tokens"
+and a state dict; writes NAME.logits.npy by it, and NAME.continued.npy: 24 greedy tokens after 5 of
+the first row and 20 of the second. Reads norm/{x,scale}.npy and writes norm/y.npy: LlamaRMSNorm in
+bf16. Reads nuclei/{logits,rules}.npy and writes nuclei/left.npy: logits by (top_k, top_p) of the
+rules.
 """
 
 import json
