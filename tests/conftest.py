@@ -32,6 +32,7 @@ from llama_jax.sharding import make_mesh
 from llama_jax.train import train
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # programs run once: compile them fast
 absl.flags.FLAGS(["tests"])
 
 # The files that take longest come first: two workers then end at about the same time.

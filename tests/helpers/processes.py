@@ -11,10 +11,14 @@ from helpers.paths import ROOT
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment with one device, as outside of tests."""
+    """Return this process's environment with one device, as outside of tests.
+
+    XLA compiles fast programs slowly and slow ones fast: what trains a few steps wants the latter.
+    """
     path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     without = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return without | {"PYTHONPATH": os.pathsep.join(path)}
+    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join(path)}
+    return without | fast
 
 
 def llama_jax(*args, **options) -> subprocess.CompletedProcess:

@@ -26,6 +26,14 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def optimized():
+    """Programs as plans are made of: see conftest.py."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def test_devices_without_libtpu_name_the_remedy(monkeypatch):
     from jax.experimental import topologies
 

@@ -16,6 +16,7 @@ import pytest
 from etils import epath
 
 from helpers.damage import largest_file, truncate
+from helpers.processes import environment
 from helpers.runs import NUM_STEPS, fingerprints, losses
 from llama_jax.config import MeshConfig
 from llama_jax.run import checkpoint
@@ -36,10 +37,6 @@ finally:
 
 def command(*args) -> list[str]:
     return [sys.executable, "-c", MAIN, *map(str, args)]
-
-
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
 
 def llama_jax(*args) -> subprocess.CompletedProcess:
