@@ -46,7 +46,9 @@ def test_a_resumed_run_follows_the_schedule_of_its_checkpoint(trained, experimen
     skipped = Schedule((Entry(0, 0), Entry(9, 11)))
     mesh = make_mesh(execution.mesh, jax.devices())
     with jax.set_mesh(mesh):
-        state, schedule = checkpoint.restore_newest(workdir, experiment, digest)
+        restored = checkpoint.restore_newest(workdir, experiment, digest)
+        assert restored is not None
+        state, schedule = restored
         assert (int(state.step), schedule) == (9, Schedule())
         sharding = batch_sharding(mesh, execution.mesh, "ABT")
         batch = next(train_batches(experiment.data, 1, sharding, iter([11, 12])))
