@@ -22,6 +22,9 @@ GOLDEN = EXPERIMENTS / "results/plans.json"
 
 def figures(plan: Plan) -> dict:
     """Return what is kept of a plan. Bytes and FLOPs do not depend on the machine that compiles."""
+    assert plan.spare_share is not None and plan.hbm_peak_bytes is not None
+    assert plan.executed_flops is not None and plan.step_seconds is not None
+    assert plan.mfu is not None
     return {
         "fits": plan.fits,
         "spare_share": round(plan.spare_share, 3),
@@ -54,7 +57,7 @@ def plan(placement: str) -> Plan:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--only",
         nargs="+",

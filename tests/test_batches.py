@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import threading
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import grain
@@ -64,6 +65,7 @@ def test_micro_batches_are_the_same_rows(made_up):
 def test_batches_are_int32_arrays_in_the_callers_sharding(made_up):
     stream = batches.train_batches(made_up, 2, data_sharding(), itertools.count())
     batch = next(stream)
+    assert isinstance(stream, Generator)
     stream.close()
     assert set(batch) == {"tokens", "targets", "segments", "positions"}
     for array in batch.values():
@@ -202,6 +204,7 @@ def test_reading_thread_ends_with_the_iterator(made_up):
     stream = batches.train_batches(made_up, 1, data_sharding(), itertools.count())
     next(stream)
     assert threading.active_count() > before
+    assert isinstance(stream, Generator)
     stream.close()
     assert threading.active_count() == before
 

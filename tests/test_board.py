@@ -43,8 +43,8 @@ def test_a_run_that_does_not_fit_the_slice_has_no_price(cli, tmp_path):
 
 
 def test_what_estimates_rest_on_is_said():
-    def predicted(compiled: bool, *mfu: float) -> board.Prediction:
-        return board.Prediction((1, 2), None, compiled, mfu)
+    def predicted(compiled: bool, low: float, high: float) -> board.Prediction:
+        return board.Prediction((1, 2), None, compiled, (low, high))
 
     several = [predicted(True, 0.4, 0.5), predicted(False, 0.55, 0.55), board.NO_MESH]
     assert board._basis([*several, predicted(True, 0.45, 0.48)]) == (

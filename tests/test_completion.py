@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Literal
 
 import jax
 import pytest
@@ -71,8 +72,10 @@ def test_half_a_character_and_half_a_stop_wait():
 def test_what_is_printed(capsys):
     a, b = Completion("A:"), Completion("B:")
 
+    grown: list[tuple[str, Literal["length"] | None]] = [(" one", None), (" one two", "length")]
+
     def states():
-        for text, end in ((" one", None), (" one two", "length")):
+        for text, end in grown:
             b.text, b.end = text, "eos"
             a.text, a.end = text, end
             yield [a, b]

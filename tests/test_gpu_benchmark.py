@@ -28,16 +28,21 @@ def across_documents(q, k, v, segments):
     return reference(q, k, v, segments * 0)
 
 
+def measured(row: gpu_parts.Row) -> float:
+    assert row.measured is not None
+    return row.measured
+
+
 def test_limits_are_measured():
     rows = gpu_parts.limits(size=128, num_bytes=2**20)
-    assert all(row.measured > 0 and row.beside is None and row.ratio is None for row in rows)
+    assert all(measured(row) > 0 and row.beside is None and row.ratio is None for row in rows)
 
 
 def test_attention_is_held_against_the_reference():
     shape = ((2, 2, 64),)
-    errors = [row.measured for row in gpu_parts.attention(xla, shape)]
+    errors = [measured(row) for row in gpu_parts.attention(xla, shape)]
     assert len(errors) == 2 and 0 < max(errors) < gpu_parts.TOLERANCE
-    wrong = [row.measured for row in gpu_parts.attention(across_documents, shape)]
+    wrong = [measured(row) for row in gpu_parts.attention(across_documents, shape)]
     assert min(wrong) > 5 * gpu_parts.TOLERANCE
 
 
@@ -53,16 +58,18 @@ def test_training_is_held_against_the_plan():
         matmul_size=128,
     )
     rate, mfu, step, memory = rows
-    assert rate.measured == pytest.approx(2 * 64 / step.measured)
+    assert rate.measured == pytest.approx(2 * 64 / measured(step))
+    assert step.ratio is not None
     assert mfu.ratio == pytest.approx(1 / step.ratio)  # both beside the same plan
-    assert memory.measured is None and memory.beside > 0  # a CPU's device does not tell
+    assert memory.measured is None  # a CPU's device does not tell
+    assert memory.beside is not None and memory.beside > 0
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_decoding_is_held_against_the_bandwidth(int8):
     (row,) = gpu_parts.decoding("tiny", TINY, int8, batches=(2,), new=40, read_bytes=2**20)
     assert row.quantity == "decoding, batch 2"
-    assert row.measured > 0 and 0 < row.ratio < 1
+    assert measured(row) > 0 and row.ratio is not None and 0 < row.ratio < 1
 
 
 def test_a_step_of_decoding_reads_matrices_and_caches():
@@ -81,6 +88,7 @@ def test_what_is_trained_fits_by_the_plan(chip, size, rows, remat):
         gpu_parts.gpu_model(size), gpu_parts.gpu_execution(remat), rows, seq_len=2048
     )
     plan = gpu_parts.plan_for(experiment, CHIPS[chip])
+    assert plan.spare_share is not None and plan.step_seconds is not None
     assert plan.fits and plan.spare_share > 0.4 and 0 < plan.step_seconds < 1
 
 
@@ -124,6 +132,7 @@ def test_an_answer_survives_the_way_between_processes():
 
 def test_its_docstring_installs_the_pinned_versions():
     doc = ast.get_docstring(ast.parse((ROOT / "benchmarks/gpu.py").read_text()))
+    assert doc is not None
     (command,) = re.findall(r"pip install (.*)", doc)
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.M))
     named = re.findall(r'"?([\w-]+)(?:\[cuda12\])?==([\d.]+)', command)

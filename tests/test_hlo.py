@@ -73,8 +73,10 @@ def test_flops_of_convolutions_are_xlas(x, w, options):
     )
     shapes = (jax.ShapeDtypeStruct(x, jnp.float32), jax.ShapeDtypeStruct(w, jnp.float32))
     compiled = jax.jit(convolve).lower(*shapes).compile()
-    result = estimate(compiled.as_text(), V5E, {"fsdp": 1}, (1, 1))
-    assert result.matmul_flops == compiled.cost_analysis()["flops"]
+    hlo, costs = compiled.as_text(), compiled.cost_analysis()
+    assert hlo is not None and costs is not None
+    result = estimate(hlo, V5E, {"fsdp": 1}, (1, 1))
+    assert result.matmul_flops == costs["flops"]
 
 
 def test_a_batched_dot_as_libtpu_writes_it():

@@ -21,7 +21,9 @@ def test_a_non_finite_loss_names_step_and_rows_and_keeps_the_last_good(experimen
     optimizer = dataclasses.replace(experiment.optimizer, peak_lr=1e20, warmup_steps=11)
     with pytest.raises(NonFiniteLoss) as e:
         train(dataclasses.replace(experiment, optimizer=optimizer), workdir, accept_changes=False)
-    step = int(re.match(r"step (\d+): loss is ", str(e.value)).group(1))
+    said = re.match(r"step (\d+): loss is ", str(e.value))
+    assert said is not None
+    step = int(said.group(1))
     rows = (workdir / f"nonfinite_step_{step}.txt").read_text().splitlines()
     assert len(rows) == experiment.data.batch_size
     assert re.match(r"row 0: \w+ window \d+, tokens \d+\.\.\d+", rows[0]) and rows[0] in str(

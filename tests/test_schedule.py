@@ -30,15 +30,12 @@ def test_an_entry_holds_from_its_step_to_the_next():
     assert numbers(schedule, 6) == [0, 1, 10, 11, 7, 8]
 
 
-def test_skipped_batches_are_left_out_and_none_besides():
-    once = Schedule().skip(3, 2)
+def test_a_skip_is_an_entry():
+    once = Schedule((Entry(0, 0), Entry(3, 5)))
     assert numbers(once, 6) == [0, 1, 2, 5, 6, 7]
-    assert numbers(once.skip(4, 1), 6) == [0, 1, 2, 5, 7, 8]
-    assert numbers(once.skip(3, 1), 6) == [0, 1, 2, 6, 7, 8]  # the same step again
-    # An earlier step: what was skipped after it is done with.
-    assert numbers(once.skip(1, 4), 6) == [0, 5, 6, 7, 8, 9]
-    assert numbers(Schedule().skip(0, 3), 3) == [3, 4, 5]
-    assert Schedule() == Schedule((Entry(0, 0),))  # skip() changed nothing in place
+    twice = Schedule((*once.entries, Entry(4, 7)))
+    assert numbers(twice, 6) == [0, 1, 2, 5, 7, 8]
+    assert numbers(Schedule((Entry(0, 3),)), 3) == [3, 4, 5]  # from the first step on
 
 
 def test_a_resumed_run_follows_the_schedule_of_its_checkpoint(trained, experiment, tmp_path):
@@ -46,10 +43,12 @@ def test_a_resumed_run_follows_the_schedule_of_its_checkpoint(trained, experimen
     workdir = epath.Path(shutil.copytree(trained, tmp_path / "run"))
     digest, execution = store.digest(experiment.data), experiment.execution
     shutil.rmtree(workdir / "checkpoints/12")
-    skipped = Schedule().skip(9, 2)
+    skipped = Schedule((Entry(0, 0), Entry(9, 11)))
     mesh = make_mesh(execution.mesh, jax.devices())
     with jax.set_mesh(mesh):
-        state, schedule = checkpoint.restore_newest(workdir, experiment, digest)
+        restored = checkpoint.restore_newest(workdir, experiment, digest)
+        assert restored is not None
+        state, schedule = restored
         assert (int(state.step), schedule) == (9, Schedule())
         sharding = batch_sharding(mesh, execution.mesh, "ABT")
         batch = next(train_batches(experiment.data, 1, sharding, iter([11, 12])))

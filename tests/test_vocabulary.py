@@ -37,10 +37,12 @@ def test_other_tokenizers_give_sentencepiece_s_ids(path):
     fast = tokenizers.Tokenizer.from_str(json.dumps(vocabulary.hugging_face(parsed)))
     fast.encode_special_tokens = True  # "<s>" in a text is text
     special = {name: getattr(parsed.trainer_spec, name) for name in ("unk_id", "bos_id", "eos_id")}
-    columns = ([getattr(p, f) for p in parsed.pieces] for f in ("piece", "score", "type"))
+    pieces, scores, kinds = (
+        [getattr(p, f) for p in parsed.pieces] for f in ("piece", "score", "type")
+    )
     extra_spaces = parsed.normalizer_spec.remove_extra_whitespaces
     again = sentencepiece.SentencePieceProcessor(
-        model_proto=vocabulary.sentencepiece(*columns, special, extra_spaces)
+        model_proto=vocabulary.sentencepiece(pieces, scores, kinds, special, extra_spaces)
     )
     runs = [character * n for character in " =a" for n in range(1, 80)]
     texts = [

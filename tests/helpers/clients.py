@@ -29,7 +29,7 @@ def transformers(directory: Path, tokens, texts):
 
 def litgpt(directory: Path, tokens, texts):
     import torch
-    from litgpt import GPT, Config, Tokenizer
+    from litgpt import GPT, Config, Tokenizer  # pyright: ignore[reportMissingImports]
 
     model = GPT(Config.from_file(directory / "model_config.yaml"))
     model.load_state_dict(torch.load(directory / "lit_model.pth", mmap=True, weights_only=True))
@@ -40,7 +40,7 @@ def litgpt(directory: Path, tokens, texts):
 
 
 def llamacpp(directory: Path, tokens, texts):
-    import llama_cpp
+    import llama_cpp  # pyright: ignore[reportMissingImports]
 
     global silent  # or it would be freed while llama.cpp still calls it
     silent = llama_cpp.llama_log_callback(lambda *_: None)
@@ -57,7 +57,8 @@ def llamacpp(directory: Path, tokens, texts):
         )
         model.eval(row.tolist())
         rows.append(model.scores[: len(row)].copy())
-    ids = [model.tokenize(text.encode(), add_bos=True, special=False) for text in texts]
+    tokenize = model.tokenize  # pyright: ignore[reportPossiblyUnboundVariable]
+    ids = [tokenize(text.encode(), add_bos=True, special=False) for text in texts]
     return np.stack(rows), ids
 
 

@@ -21,11 +21,10 @@ def environment() -> dict[str, str]:
     return without | fast
 
 
-def llama_jax(*args, **options) -> subprocess.CompletedProcess:
+def llama_jax(*args) -> subprocess.CompletedProcess:
     """Run llama-jax in a process of its own."""
     command = [sys.executable, "-m", "llama_jax", *map(str, args)]
-    options = dict(env=environment(), cwd=ROOT, capture_output=True, text=True) | options
-    return subprocess.run(command, **options)
+    return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
 
 
 def child(code: str, *args, **options) -> subprocess.CompletedProcess:

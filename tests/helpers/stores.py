@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import lzma
+from collections.abc import Generator
 from pathlib import Path
 
 import jax
@@ -32,6 +33,7 @@ def take(data: DataConfig, steps: range, micro_batches: int = 1) -> list[dict[st
         data, micro_batches, data_sharding(), itertools.count(steps.start)
     )
     taken = [jax.tree.map(np.asarray, next(stream)) for _ in steps]
+    assert isinstance(stream, Generator)
     stream.close()
     return taken
 
@@ -64,7 +66,7 @@ def write_split(data: DataConfig, source: str, split: str, arrays: list[np.ndarr
     for number, tokens in enumerate(arrays):
         store.write_array(data.store, store.shard_path(source, split, number), tokens)
     shards = tuple(
-        store.Shard("file", "", "", 1, len(tokens), hashlib.sha256(tokens).hexdigest())
+        store.Shard("file", "", "", 1, len(tokens), hashlib.sha256(tokens.tobytes()).hexdigest())
         for tokens in arrays
     )
     index = store.Split(vocab_size=10_000, bos_id=BOS, eos_id=EOS, shards=shards)

@@ -21,12 +21,13 @@ directory = Path(sys.argv[1])
 for path in directory.glob("*.npz"):
     arrays = dict(np.load(path))
     config, tokens = json.loads(str(arrays.pop("config"))), torch.tensor(arrays.pop("tokens"))
-    model = LlamaForCausalLM(LlamaConfig(**config, attn_implementation="eager"))
+    model = LlamaForCausalLM(LlamaConfig(**config, attn_implementation="eager"))  # pyright: ignore[reportCallIssue]
     model.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
     with torch.no_grad():
         np.save(path.with_suffix(".logits.npy"), model.eval()(tokens).logits.numpy())
+    generate = model.generate  # pyright: ignore[reportAttributeAccessIssue]
     continued = [
-        model.generate(prompt[None], max_new_tokens=24, do_sample=False, eos_token_id=None)
+        generate(prompt[None], max_new_tokens=24, do_sample=False, eos_token_id=None)
         for prompt in (tokens[0, :5], tokens[1, :20])
     ]
     np.save(path.with_suffix(".continued.npy"), torch.cat([c[:, -24:] for c in continued]).numpy())
@@ -38,7 +39,7 @@ np.save(directory / "norm" / "y.npy", norm(x.bfloat16()).float().detach().numpy(
 
 logits = torch.tensor(np.load(directory / "nuclei" / "logits.npy"))
 left = [
-    TopPLogitsWarper(p)(None, TopKLogitsWarper(int(k))(None, logits))
+    TopPLogitsWarper(p)(None, TopKLogitsWarper(int(k))(None, logits))  # pyright: ignore[reportArgumentType]
     for k, p in np.load(directory / "nuclei" / "rules.npy")
 ]
 np.save(directory / "nuclei" / "left.npy", torch.stack(left).numpy())

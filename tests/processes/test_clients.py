@@ -93,6 +93,7 @@ def test_clients_compute_our_logits_and_ids(client, exported):
         figures = compare.compare(logits, np.load(out.parent / "logits.npy"))
         print(client, workdir.name, out.name, figures)
         limit, kl_limit = ROUNDED.get((to, dtype), EXACT)
+        assert figures["max_rel"] is not None and figures["kl"] is not None
         assert figures["max_rel"] < limit and abs(figures["kl"]) < kl_limit, out
         processor = tokenizer.load(experiment_of(workdir).data.tokenizer)
         texts = json.loads(Path(f"{out}.texts.json").read_text())

@@ -93,6 +93,7 @@ def test_json_has_what_the_text_has(compiled):
     assert 0 < low <= high < 1
     text = "\n".join(lines(found))
     assert f"FITS with {found.spare_share:.1%}" in text
+    assert found.hbm_peak_bytes is not None and found.executed_flops is not None
     assert f"= {found.hbm_peak_bytes / GIB:.2f} of 15.75 GiB" in text
     assert f"x {found.executed_flops / found.model_flops:.3f}" in text
     # Exactly what arithmetic says, of what it knows exactly.

@@ -7,9 +7,9 @@ import itertools
 import json
 import math
 
-import golden_plans
 import pytest
 
+import golden_plans
 from llama_jax.config import MeshConfig
 from llama_jax.hardware import parse_slice
 from llama_jax.plan.compile import devices
@@ -70,7 +70,7 @@ def test_a_change_of_memory_flops_or_communication_shows(v5p):
 def test_gradients_of_weights_are_scattered_not_summed_everywhere(v5p):
     """What all-reduces over fsdp are left carry norms' gradients, the second stage of the two
     tables', and scalars: under a hundredth of what is scattered."""
-    sent: dict[str, float] = collections.Counter()
+    sent: dict[str, float] = collections.defaultdict(float)
     for collective in map(dataclasses.asdict, v5p.collectives):
         sent[collective["kind"]] += collective["bytes"]
     weights = 2 * 6.7e9 * v5p.micro_batches  # bf16, once a micro-batch

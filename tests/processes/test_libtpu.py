@@ -78,6 +78,7 @@ def test_a_scan_of_matmuls_is_as_many_matmuls():
         x = jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16, sharding=sharding)
         w = jax.ShapeDtypeStruct((layers, 1024, 1024), jnp.bfloat16, sharding=sharding)
         hlo = jax.jit(scan).lower(x, w).compile().as_text()
+        assert hlo is not None
         return estimate(hlo, V5E, {"fsdp": 1}, (1, 1))
 
     three, nine = of(3), of(9)
@@ -99,6 +100,7 @@ def test_a_gather_over_an_axis_and_a_matmul_split_over_another():
     out = NamedSharding(mesh, P(None, "tensor"))
     step = jax.jit(lambda x, w: (x @ w, w), out_shardings=(out, NamedSharding(mesh, P())))
     hlo = step.lower(array(P()), array(P(None, "tensor"))).compile().as_text()
+    assert hlo is not None
     result = estimate(hlo, V5E, {"fsdp": 4, "tensor": 4}, where.shape)
     assert result.matmul_flops == 2 * 1024 * 1024 * 256
     (gather,) = result.collectives
@@ -121,6 +123,7 @@ def test_a_splash_attention_call():
     sharding = jax.sharding.SingleDeviceSharding(device)
     x = jax.ShapeDtypeStruct((B, H, T, K), jnp.bfloat16, sharding=sharding)
     hlo = jax.jit(jax.vmap(kernel)).lower(x, x, x).compile().as_text()
+    assert hlo is not None
     result = estimate(hlo, V5E, {"fsdp": 1}, (1, 1))
     flops = 2 * 2 * B * H * T * T * K * CAUSAL * DIAGONAL_WASTE
     assert result.attention_flops == pytest.approx(flops)

@@ -75,7 +75,7 @@ def test_a_run_writes_what_it_says(straight):
 
 
 def test_tensorboard_reads_the_events(straight):
-    from tensorflow.compat.v1.train import summary_iterator
+    from tensorflow.compat.v1.train import summary_iterator  # pyright: ignore[reportMissingImports]
 
     (path,) = (straight[0] / "tensorboard").glob("events*")
     events = {

@@ -81,7 +81,7 @@ def transformers(tmp_path_factory) -> Path:
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):
         for name, cfg in REFERENCES.items():
             weights = as_transformers(Llama(cfg, nnx.Rngs(1)), cfg)
-            np.savez(directory / name, tokens=tokens, **weights)
+            np.savez(directory / name, tokens=tokens, **weights)  # pyright: ignore[reportArgumentType]
     (directory / "norm").mkdir()
     x = np.random.default_rng(0).normal(size=(1, 8, 64)).astype(np.float32)
     np.save(directory / "norm/x", x)
