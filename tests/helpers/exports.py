@@ -79,7 +79,10 @@ def export(
 
 def export_in_child(jobs: list[dict]) -> subprocess.CompletedProcess:
     """Call export() where torch may be loaded: its CUDA builds crash beside TensorFlow."""
-    code = "import json, sys, exports\nfor job in json.load(sys.stdin): exports.export(**job)"
+    code = (
+        "import json, sys\nfrom helpers import exports\n"
+        "for job in json.load(sys.stdin): exports.export(**job)"
+    )
     return child(code, input=json.dumps(jobs, default=str))
 
 
