@@ -103,8 +103,9 @@ def activation_spec(dims: str) -> P:
 def batch_sharding(mesh: jax.sharding.Mesh, cfg: MeshConfig, dims: str) -> NamedSharding:
     """Return the sharding of an integer batch, "ABT" or "BT".
 
-    The residual stream follows the tokens (see Llama), so
-    tokens that are split in time over `tensor` make the model sequence-parallel."""
+    The residual stream follows the tokens (see Llama), so tokens that are split in time over
+    `tensor` make the model sequence-parallel.
+    """
     rules = ACTIVATION_RULES | ({"T": "tensor"} if cfg.sequence_parallel else {})
     return NamedSharding(mesh, P(*(rules.get(d) for d in dims)))
 

@@ -37,8 +37,8 @@ def fingerprint_of(values: np.ndarray, start: int) -> int:
 def fingerprint(x: jax.Array, start: int | jax.Array = 0) -> jax.Array:
     """Sum, modulo 2^32, each element's bits times an odd hash of its index.
 
-    Any one changed bit changes it; elements or blocks that change indexs do, but once in billions
-    of times.
+    Any one changed bit changes it; so do elements or blocks that swap, but once in billions of
+    times.
 
     start: the index of x in an array, whose fingerprint is the sum of its parts'.
     """
