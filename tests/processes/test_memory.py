@@ -12,13 +12,10 @@ from helpers.processes import child, has_torch
 from llama_jax.config import ModelConfig
 from llama_jax.formats.parameters import num_values
 
-# Memory
-
-
 # In a process of its own. What the code and its libraries take is known from a model of one layer.
 SEQ_LEN = 256
 
-MEMORY = """
+LAYERS = """
 import json, sys
 from pathlib import Path
 from helpers import exports
@@ -69,7 +66,7 @@ def test_memory_does_not_grow_with_the_number_of_layers(tmp_path, monkeypatch):
     many = dataclasses.replace(one, num_layers=24)
     write_llama2c(tmp_path / "small.bin", one)
     write_llama2c(tmp_path / "large.bin", many)
-    done = child(MEMORY, tmp_path, "hf", "gguf", *["meta"] * has_torch())
+    done = child(LAYERS, tmp_path, "hf", "gguf", *["meta"] * has_torch())
     assert done.returncode == 0, done.stderr
     layer_and_embedding = 4 * num_values(one)
     for name, (grown, peak) in json.loads(done.stdout).items():
@@ -79,7 +76,7 @@ def test_memory_does_not_grow_with_the_number_of_layers(tmp_path, monkeypatch):
 
 
 # In a process of its own. What the code and its libraries take is known from a small vocabulary.
-MEMORY = """
+EMBEDDING = """
 import struct, sys
 from pathlib import Path
 from llama_jax.formats.convert import import_model
@@ -104,7 +101,7 @@ print(status("VmHWM") - before)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads memory from /proc")
 def test_an_import_holds_one_copy_of_a_large_embedding(tmp_path, monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # or glibc keeps what each thread has freed
-    done = child(MEMORY, tmp_path)
+    done = child(EMBEDDING, tmp_path)
     assert done.returncode == 0, done.stderr
     embedding = 4 * 160_000 * 512
     assert int(done.stdout) < 1.9 * embedding
