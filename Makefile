@@ -1,11 +1,11 @@
 # make train: trains the quickstart. make test: runs every test. make check: lints, and runs the tests
-# that start no process, before a commit. Each sets itself up first.
+# that start no process (make quick), before a commit. Each sets itself up first.
 # make clients: llama.cpp and litgpt, each in an environment of its own; without it the tests that
 # want them are skipped.
 # make plan-all: compiles the four sizes for their TPU slices, without a TPU.
 # make docs: the reference of the public names, into docs/reference/.
-# Another Python:  make test PYTHON=python3.13
-# The newest JAX:  make test PYTHON=python3.13 REQUIREMENTS=requirements-current.txt
+# Another Python:  make quick PYTHON=python3.13 VENV=.venv-3.13
+# The newest JAX:  make quick PYTHON=python3.13 REQUIREMENTS=requirements-current.txt
 # On a TPU VM:     make setup REQUIREMENTS=requirements-tpu.txt
 # Each requirements file but the first has an environment of its own: .venv, .venv-current, .venv-tpu.
 
@@ -23,7 +23,7 @@ LLAMACPP := $(shell grep ^llama-cpp-python requirements-llamacpp.txt)
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llama_jax/wheels
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup train check test clients plan-all docs lint format clean
+.PHONY: setup train check quick test clients plan-all docs lint format clean
 
 setup: $(READY)-$(REQUIREMENTS)
 
@@ -45,13 +45,13 @@ $(READY)-requirements-tpu.txt $(READY)-requirements-current.txt: $(READY)-%: % $
 	@$(UV) -r $*
 	@touch $@
 
-# By pip, which knows of a local build of torch where its own configuration names one.
-$(READY)-requirements-test.txt: requirements-test.txt $(READY)-requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+$(READY)-requirements-test.txt $(READY)-requirements-lint.txt: $(READY)-%: % $(READY)-requirements.txt
+	@$(UV) -r $*
 	@touch $@
 
-$(READY)-requirements-lint.txt: requirements-lint.txt $(READY)-requirements.txt
-	@$(UV) -r requirements-lint.txt
+# By pip, which knows of a local build of torch where its own configuration names one.
+$(READY)-requirements-peers.txt: requirements-peers.txt $(READY)-requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-peers.txt
 	@touch $@
 
 train: setup
@@ -59,10 +59,12 @@ train: setup
 	@$(BIN)/llama-jax evaluate runs/quickstart
 	@$(BIN)/llama-jax sample runs/quickstart --prompt "The state of the Union"
 
-check: lint
+check: lint quick
+
+quick: setup $(READY)-requirements-test.txt
 	@$(PYTEST) tests --ignore tests/processes
 
-test: setup $(READY)-requirements-test.txt
+test: setup $(READY)-requirements-test.txt $(READY)-requirements-peers.txt
 	@$(PYTEST)
 
 clients: .venv-llamacpp/ready .venv-litgpt/ready
@@ -97,7 +99,7 @@ $(READY)-requirements-docs.txt: requirements-docs.txt $(READY)-requirements.txt
 	@touch $@
 
 # Pyright reads the tests, and so what they import.
-lint: setup $(READY)-requirements-lint.txt $(READY)-requirements-test.txt
+lint: setup $(READY)-requirements-lint.txt $(READY)-requirements-test.txt $(READY)-requirements-peers.txt
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
