@@ -119,9 +119,9 @@ def test_approach_2_covers_the_truth_as_often_as_it_says():
 
 
 def test_approach_3_covers_the_truth_as_often_as_it_says():
-    """Of 60 intervals of 95%: 57 hits, with a standard deviation of 1.7; 52 are three below."""
+    """Of 30 intervals of 95%: 28.5 hits, with a standard deviation of 1.2; 25 are three below."""
     hits = dict.fromkeys((*NAMES, "a"), 0)
-    for seed in range(60):
+    for seed in range(30):
         table, rng = isoflop_table(0.003, seed), np.random.default_rng(seed)
         runs = len(table)
         (law,) = laws(parametric.refit(table, TRUE, np.ones((1, runs))))
@@ -130,7 +130,7 @@ def test_approach_3_covers_the_truth_as_often_as_it_says():
         for name in NAMES:
             hits[name] += covered(getattr(samples, name), getattr(TRUE, name))
         hits["a"] += covered(samples.exponents[0], A_TRUE)
-    assert min(hits.values()) >= 52, hits
+    assert min(hits.values()) >= 25, hits
 
 
 def laws(several: Law) -> list[Law]:
