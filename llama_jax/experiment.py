@@ -2,13 +2,15 @@
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
 import math
 import types
 import typing
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llama_jax.config import (
@@ -52,17 +54,26 @@ def read(
     Raises UserError for a file or value that cannot be used, UnnamedSlice for another slice.
     """
     module = execute(path)
-    try:
-        experiment = module.get_experiment()
-    except Exception as e:
-        raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
+    if not hasattr(module, "get_experiment"):
+        raise UserError(
+            f"experiment: {path}: no get_experiment(), which returns an Experiment, as in "
+            "experiments/quickstart.py; get_sweep() is for llama-jax sweep"
+        )
+    experiment = called(path, module.get_experiment)
     if not isinstance(experiment, Experiment):
         raise UserError(
             f"experiment: get_experiment() of {path} returned {type(experiment).__name__}; "
             "it must return a llama_jax.config.Experiment"
         )
-    mesh_given = any(text.startswith("execution.mesh.") for text in overrides)
     slices = getattr(module, "SLICES", {})
+    if not isinstance(slices, dict) or not all(
+        isinstance(name, str) and isinstance(e, Execution) for name, e in slices.items()
+    ):
+        raise UserError(f"experiment: SLICES of {path} must be a dict of Executions by slice")
+    check_types(experiment)
+    for execution in slices.values():
+        check_types(execution, "execution.")
+    mesh_given = any(text.startswith("execution.mesh.") for text in overrides)
     experiment = _on_slice(path, experiment, slices, slice_name, mesh_given)
     for text in overrides:
         experiment = override(experiment, text)
@@ -104,11 +115,18 @@ def execute(path: str) -> types.ModuleType:
             f"experiment: {path!r} is not a Python file; experiments/quickstart.py is one"
         )
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as e:
-        raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
+    called(path, functools.partial(spec.loader.exec_module, module))
     return module
+
+
+def called(path: str, function: Callable[[], typing.Any]) -> typing.Any:
+    """Return what code of the file at `path` returns. Raise UserError for whatever it raises."""
+    try:
+        return function()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # sys.exit(), too, would end us as if all were done
+        raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
 
 
 # Fields by name
@@ -154,8 +172,17 @@ def _override(config: typing.Any, key: str, names: list[str], value: str) -> typ
         raise UserError(f"{key}: no such field; {_parent(key, inner)} has no fields")
     parsed = _parse(value, hint)
     if not _matches(parsed, hint):
-        raise UserError(f"{key}: got {value!r}, expected {_type_name(hint)}")
+        raise UserError(f"{key}: got {shown(value)}, expected {_type_name(hint)}")
     return dataclasses.replace(config, **{name: parsed})
+
+
+def shown(value: typing.Any) -> str:
+    """Return what was given, for the line of an error: its beginning, if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # of more digits than Python prints
+        text = "a number of thousands of digits"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _parent(key: str, names: list[str]) -> str:
@@ -169,12 +196,11 @@ def _parse(text: str, hint: typing.Any) -> typing.Any:
         return text
     literals = {"true": True, "false": False, "none": None}
     try:
-        value = literals[text.lower()] if text.lower() in literals else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"):  # of literals that are hardly any: 1is
+            value = literals[text.lower()] if text.lower() in literals else ast.literal_eval(text)
+        return float(value) if hint is float and type(value) is int else value
+    except (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError):
         return text
-    if hint is float and type(value) is int:
-        return float(value)
-    return value
 
 
 def _matches(value: typing.Any, hint: typing.Any) -> bool:
@@ -196,6 +222,8 @@ def _type_name(hint: typing.Any) -> str:
 
 # What fits together
 
+MOST_SHOWN = 200  # characters of a value in an error
+LARGEST = 2**31 - 1  # that XLA and the steps of an optimizer count to
 ZERO_ALLOWED = ("seed", "warmup_steps", "weight_decay", "final_lr_ratio")
 Check = tuple[
     bool, str, typing.Any, str
@@ -204,16 +232,17 @@ Check = tuple[
 
 def validate(experiment: Experiment) -> None:
     """Raise UserError, naming field, value and what is accepted, unless the numbers fit."""
-    for name, hint, value in fields(experiment):
-        if not _matches(value, hint):
-            raise UserError(f"{name}: got {value!r}, expected {_type_name(hint)}")
+    check_types(experiment)
+    for name, _, value in fields(experiment):
         if type(value) in (int, float):
+            if type(value) is int and value > LARGEST:
+                raise UserError(f"{name}: got {shown(value)}, expected {LARGEST} at the most")
             if not math.isfinite(value):
                 raise UserError(f"{name}: got {value}, expected a finite number")
             zero = name.rpartition(".")[2] in ZERO_ALLOWED
             if not (value >= 0 if zero else value > 0):
                 accepted = "0 or more" if zero else "more than 0"
-                raise UserError(f"{name}: got {value}, expected {accepted}")
+                raise UserError(f"{name}: got {shown(value)}, expected {accepted}")
     checks = (
         _model_checks(experiment.model),
         _execution_checks(experiment),
@@ -226,8 +255,25 @@ def validate(experiment: Experiment) -> None:
                 raise UserError(f"{field}: got {given}, expected {accepted}")
 
 
+def check_types(config: typing.Any, prefix: str = "") -> None:
+    """Raise UserError, naming the field, unless every field of a config is of its type."""
+    for name, hint, value in fields(config, prefix):
+        if not _matches(value, hint):
+            raise UserError(f"{name}: got {shown(value)}, expected {_type_name(hint)}")
+        for text in _texts(value):
+            if "\0" in text or text != text.encode(errors="ignore").decode():
+                raise UserError(f"{name}: got {shown(value)}, expected text in UTF-8 without NUL")
+
+
+def _texts(value: typing.Any) -> list[str]:
+    """Return the strings in a field's value."""
+    if isinstance(value, tuple):
+        return [text for item in value for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
+
+
 def _one_of(field: str, given: str, accepted: typing.Iterable[str]) -> Check:
-    return given in accepted, field, repr(given), f"one of {', '.join(accepted)}"
+    return given in accepted, field, shown(given), f"one of {', '.join(accepted)}"
 
 
 def _model_checks(model: ModelConfig) -> Iterator[Check]:
@@ -294,7 +340,7 @@ def to_json(experiment: Experiment) -> str:
     return json.dumps({"schema": SCHEMA, **dataclasses.asdict(experiment)}, indent=2)
 
 
-def from_json(text: str, where: str = "config.json") -> Experiment:
+def from_json(text: str | bytes, where: str = "config.json") -> Experiment:
     """Return the experiment that to_json wrote. where: it was read, for the error.
 
     Raises UserError if the text is none, or of another schema than this version's.
@@ -303,15 +349,17 @@ def from_json(text: str, where: str = "config.json") -> Experiment:
         sections = json.loads(text)
         schema = sections.pop("schema", None)
         if schema == SCHEMA:
-            return _config(Experiment, sections)
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+            experiment = _config(Experiment, sections)
+            check_types(experiment)
+            return experiment
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise UserError(f"{where}: not an experiment of this version of llama_jax: {e}") from e
     if type(schema) is int and schema > SCHEMA:
         raise UserError(
             f"{where}: written by a newer llama_jax, in schema {schema}; this one reads schema "
             f"{SCHEMA}: update llama_jax"
         )
-    raise UserError(f"{where}: has schema {schema!r}, expected {SCHEMA}")
+    raise UserError(f"{where}: has schema {shown(schema)}, expected {SCHEMA}")
 
 
 def _config(kind: typing.Any, values: dict[str, typing.Any]) -> typing.Any:

@@ -120,7 +120,7 @@ def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: b
         raise UserError(f"workdir: cannot write to {str(workdir)!r}: {e.strerror or e}") from e
     path = config_file(workdir)
     if path.exists():
-        changes = differences(from_json(path.read_text(), str(path)), experiment)
+        changes = differences(from_json(path.read_bytes(), str(path)), experiment)
         if changes and not accept_changes:
             raise UserError(
                 f"workdir: {workdir} was begun with another experiment: {'; '.join(changes)}; "

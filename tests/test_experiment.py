@@ -7,6 +7,7 @@ import pytest
 
 from helpers.paths import EXPERIMENTS
 from llama_jax import config
+from llama_jax import experiment as experiments
 from llama_jax.config import Experiment, UserError
 from llama_jax.experiment import differences, from_json, identity, load, override, to_json
 
@@ -109,22 +110,6 @@ def test_what_cannot_be_is_refused_in_a_line(override, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
         load(QUICKSTART, [override])
     assert "\n" not in str(e.value)
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("x = 1", "AttributeError: module 'experiment' has no attribute 'get_experiment'"),
-        ("def get_experiment(:", "SyntaxError"),
-        ("def get_experiment(): return 7", "returned int; it must return a llama_jax.config.Exp"),
-    ],
-)
-def test_a_file_that_is_no_experiment(tmp_path, text, message):
-    (tmp_path / "e.py").write_text(text)
-    with pytest.raises(UserError, match=re.escape(message)):
-        load(str(tmp_path / "e.py"))
-    with pytest.raises(UserError, match="no file"):
-        load(str(tmp_path / "missing.py"))
 
 
 def test_differences_name_the_fields():
@@ -246,3 +231,88 @@ def test_fields_within_fields(override, message):
     assert changed("execution.mesh.fsdp=8").execution.mesh.fsdp == 8
     with pytest.raises(UserError, match=re.escape(message)):
         changed(override)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("(" * 10_000, "-" * 10_000 + "1", "9" * 400, "0x" + "f" * 5_000, "{[]: 1}", "1is", "\\d"),
+        *("1e999", "nan", "-inf", "None", "[]", "b''", "...", "1j", "", "9" * 5_000, "'\\ud800'"),
+    ],
+    ids=lambda value: value[:10],
+)
+def test_any_text_is_a_value_or_refused_in_a_line(value, recwarn):
+    default = load(QUICKSTART)
+    for name, hint, _ in experiments.fields(default):
+        try:
+            changed = load(QUICKSTART, [f"{name}={value}"])
+        except UserError as e:
+            assert name in str(e) and len(str(e)) < 500
+        else:
+            new = dict((n, v) for n, _, v in experiments.fields(changed))[name]
+            assert type(new) is str or new is None or "seed" in name, (name, hint)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("def get_experiment(): raise BaseException('no')", "BaseException: no"),
+        ("def get_experiment(): return get_experiment()", "RecursionError"),
+        ("def get_experiment(a): return a", "TypeError"),
+        ("def get_experiment(): return 7", "returned int; it must return a llama_jax.config.Exp"),
+        ("get_experiment = 3", "TypeError"),
+        ("", "no get_experiment(), which returns an Experiment"),
+        ("def get_experiment(:", "SyntaxError"),
+        ("\0", "null bytes"),
+        ("\udcff", "SyntaxError"),
+        ("{}data = None))", "data: got None, expected DataConfig"),
+        ("{}optimizer = 3))", "optimizer: got 3, expected OptimizerConfig"),
+        ("{}execution = None))", "execution: got None, expected Execution"),
+        ("{}))\nSLICES = [1]", "must be a dict of Executions"),
+        ("{}))\nSLICES = {{'v5e:2x2': 1}}", "must be a dict of Executions"),
+        ("{}))\nSLICES = {{'v5e:2x2': Execution(mesh=1)}}", "execution.mesh: got 1, expected Mesh"),
+        (
+            "{}data = replace(base.data, store='a\\0b')))",
+            "data.store: got 'a\\x00b', expected text",
+        ),
+        ("{}data = replace(base.data, corpus='\\udc80')))", "data.corpus: got '\\udc80', expected"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused(tmp_path, text, message):
+    path = tmp_path / "x.py"
+    base = (
+        "from dataclasses import replace\nfrom llama_jax.config import *\n"
+        "from llama_jax.experiment import load\n"
+        f"base = load({QUICKSTART!r})\ndef get_experiment(): return replace(base, **dict("
+    )
+    path.write_bytes(text.format(base).encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(str(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\xfa",
+        b"[" * 100_000,
+        b"",
+        b"[]",
+        b"null",
+        b'{"schema": 1}',
+        b'{"schema": 1, "model": null}',
+        b'{"schema": "' + b"x" * 9_000 + b'"}',
+    ],
+    ids=lambda content: str(content[:12]),
+)
+def test_a_config_that_is_none_is_refused(content):
+    with pytest.raises(UserError, match="^there: ") as e:
+        from_json(content, "there")
+    assert len(str(e.value)) < 500
+
+
+def test_a_config_of_other_types_is_refused():
+    text = to_json(load(QUICKSTART)).replace('"num_layers": 4', '"num_layers": "4"')
+    with pytest.raises(UserError, match="there: .* model.num_layers: got '4', expected int"):
+        from_json(text, "there")
