@@ -3,11 +3,15 @@
 import argparse
 import glob
 import importlib
+import io
 import logging
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from llama_jax.config import UserError
 
@@ -29,33 +33,80 @@ VERBS = {
 }
 
 
+INTERNAL_ERROR = 70  # sysexits.h: a fault of this program, not of what it was given
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses a command line in one line, without pages of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        print(line(self.prog, f"{message}; see {self.prog} --help"), file=sys.stderr)
+        sys.exit(2)
+
+
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters than we use
+            stream.reconfigure(errors="replace")
     args = parser(sys.argv[1:]).parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it can do without a cache of fonts
     if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")):
         # JAX tries libtpu, which `plan` needs, where there is no TPU, too. Without these it prints
         # five lines about the metadata of a TPU VM.
         os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
     try:
+        for word in sys.argv[1:]:
+            if word != word.encode(errors="ignore").decode():
+                raise UserError(f"got {word!r}, expected arguments in UTF-8")
         sys.exit(args.run(args))
     except UserError as e:
-        print(f"llama-jax {args.verb}: {e}", file=sys.stderr)
-        sys.exit(2)
+        status, text = 2, str(e)
     except KeyboardInterrupt:
-        print(f"llama-jax {args.verb}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        status, text = 130, "interrupted"
     except BrokenPipeError:  # whoever reads, `head` for one, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its flush fails at exit
         sys.exit(128 + signal.SIGPIPE)
     except OSError as e:  # a disk that fills up, a share that goes away
-        print(f"llama-jax {args.verb}: {e}", file=sys.stderr)
-        sys.exit(1)
+        status, text = 1, str(e)
+    except Exception as e:
+        if isinstance(e, MemoryError) or "RESOURCE_EXHAUSTED" in str(e):
+            status, text = 1, f"not enough memory: {str(e).partition(chr(10))[0] or 'of the host'}"
+        else:
+            status, text = INTERNAL_ERROR, internal_error(e)
+    print(line(f"llama-jax {args.verb}", text), file=sys.stderr)
+    sys.exit(status)
+
+
+def line(who: str, text: str) -> str:
+    """Return a message as one line, whatever a file or an argument that it names has in it."""
+    words = " ".join(text.splitlines())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
+    return f"{who}: {shown}"
+
+
+def internal_error(error: Exception) -> str:
+    """Keep the traceback in a file, and return what to say of an error that nobody foresaw."""
+    pages = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="llama-jax-", suffix=".txt", errors="replace", delete=False
+        ) as file:
+            file.write(pages)
+        where = file.name
+    except OSError:
+        print(pages, file=sys.stderr)
+        where = "the lines above"
+    return (
+        f"internal error, which is a fault of llama_jax and not yours: {type(error).__name__}: "
+        f"{error}; please report it with the traceback in {where}"
+    )
 
 
 def parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of a command line, with the options of the verb that `words` call."""
-    p = argparse.ArgumentParser(prog="llama-jax", description="Train LLaMA from public data.")
+    p = Parser(prog="llama-jax", description="Train LLaMA from public data.")
     verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB")
     called = next((word for word in words if not word.startswith("-")), None)
     for verb, does in VERBS.items():
