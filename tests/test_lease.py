@@ -5,6 +5,7 @@ import random
 import threading
 import time
 
+import pytest
 from etils import epath
 
 from llama_jax.sweeps import lease
@@ -47,3 +48,23 @@ def test_a_lease_without_a_sign_of_life_is_taken_over(tmp_path):
     os.utime(dead.path, (past - 3, past - 3))
     mine = lease.acquire(directory, 1)
     assert mine is not None and lease.leases(directory) == [mine]
+
+
+@pytest.mark.parametrize(
+    ("name", "ahead"),
+    [
+        ("x.lease", 0),
+        (".lease", 0),
+        ("host_1_ab_inf.lease", 0),
+        ("host_1_ab_nan.lease", 0),
+        ("host_1_ab_\udcff.lease", 0),
+        ("host_1_ab_10.lease", 3600),
+    ],
+)
+def test_a_file_that_no_holder_renews_is_no_lease(tmp_path, name, ahead):
+    file = tmp_path / name
+    file.write_bytes(b"\xff")
+    when = time.time() + (ahead or -2)
+    os.utime(file, (when, when))
+    mine = lease.acquire(epath.Path(tmp_path), 10)
+    assert mine is not None and lease.leases(epath.Path(tmp_path)) == [mine]

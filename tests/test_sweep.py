@@ -1,5 +1,8 @@
 """Sweep files, options that do not go together, and the sweeps of the repository."""
 
+import json
+from pathlib import Path
+
 import pytest
 from etils import epath
 
@@ -114,3 +117,61 @@ def test_storage_out_of_reach_is_said_in_one_line(cli, monkeypatch):
     done = cli("sweep", file, "--dry-run", "--workdir", "gs://BUCKET/x")
     expected = "llama-jax sweep: --workdir: cannot read 'gs://BUCKET/x': could not resolve host\n"
     assert (done.returncode, done.stderr) == (2, expected)
+
+
+# What machines that died leave behind
+
+
+GARBAGE = [b"", b"[]", b"{}", b"\xff\xfe", b"\0" * 64, b"[" * 100_000, b"{{", b'{"reason"']
+
+
+def finish(run: sweep.Run) -> None:
+    """Write what a finished run leaves behind, as far as a sweep reads it."""
+    run.directory.mkdir(parents=True)
+    steps = run.experiment.run.num_steps
+    losses = {f"validation_loss/{source}": 3.0 for source, _ in run.experiment.data.mixture}
+    rows = [
+        *({"step": n, "tokens": 64 * n, "loss": 3.0, "tokens_per_second": 9.0} for n in (1, steps)),
+        {"step": steps, "tokens": 64 * steps, "validation_loss": 3.0, **losses},
+    ]
+    (run.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run.directory / "finished.json").write_text('{"date": "", "git": ""}')
+
+
+@pytest.fixture
+def two(make_file, tmp_path) -> tuple[Path, Path, list[sweep.Run]]:
+    """A sweep of two finished runs: file, workdir and runs."""
+    file, workdir = make_file((16, 4, 512), (16, 6, 512)), tmp_path / "sweep"
+    runs = sweep.load(str(file), [], epath.Path(workdir))
+    for run in runs:
+        finish(run)
+    return file, workdir, runs
+
+
+@pytest.mark.parametrize("name", ["finished.json", "metrics.jsonl"])
+@pytest.mark.parametrize("content", [*GARBAGE, None], ids=lambda c: str(c and c[:8]))
+def test_a_finished_run_that_cannot_be_read_is_named(two, cli, name, content):
+    file, workdir, (bad, good) = two
+    (bad.directory / name).unlink()
+    if content is not None:
+        (bad.directory / name).write_bytes(content)
+    elif name == "finished.json":
+        return  # it is not finished
+    done = cli("sweep", file, "--workdir", workdir)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and line.startswith(f"left out: {bad.name}: {bad.directory}/{name}")
+    assert f"delete {bad.directory} and it is trained again" in line
+    rows = (workdir / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["run", good.name]
+    assert cli("sweep", file, "--workdir", workdir, "--dry-run").returncode == 0
+
+
+@pytest.mark.parametrize("content", GARBAGE, ids=lambda c: str(c[:8]))
+def test_a_run_that_failed_without_a_reason_stays_failed(two, cli, content):
+    file, workdir, (bad, _) = two
+    (bad.directory / "finished.json").unlink()
+    (bad.directory / "failed.json").write_bytes(content)
+    done = cli("sweep", file, "--workdir", workdir)
+    (line,) = done.stderr.splitlines()
+    path = bad.directory / "failed.json"
+    assert done.returncode == 1 and line.startswith(f"failed: {bad.name}: {path} is damaged: ")

@@ -67,7 +67,7 @@ def print_experiment(experiment: Experiment, name: str) -> None:
     }
     for label, value in rows.items():
         table.add_row(label, value)
-    Console().print(table)
+    Console(markup=False).print(table)
     _print_learning_rate(experiment, tokens_per_step)
 
 
@@ -85,4 +85,4 @@ def _print_learning_rate(experiment: Experiment, tokens_per_step: int) -> None:
         curve.add_row(
             f"{step:,}", f"{step * tokens_per_step:,}", f"{float(learning_rate(step)):.3e}"
         )
-    Console().print(curve)
+    Console(markup=False).print(curve)

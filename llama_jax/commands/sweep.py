@@ -76,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
     finally:
         shown.close()
     failed = [f"{r.name}: {room.state(r).note}" for r in runs if room.state(r).status == "failed"]
-    for line in failed:
-        print(f"failed: {line}", file=sys.stderr)
+    lacking = room.unreadable(runs)
+    for line in (*(f"failed: {line}" for line in failed), *(f"left out: {x}" for x in lacking)):
+        print(line, file=sys.stderr)
     print(f"wrote {workdir}/results.csv")
-    return 1 if failed else 0
+    return 1 if failed or lacking else 0
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -29,4 +29,4 @@ def print_losses(title: str, losses: dict[str, float], experiment: Experiment) -
     )
     row = (mean, math.exp(mean), bigram_mean, unigram_mean)
     table.add_row("mixture", *(f"{x:.3f}" for x in row))
-    Console().print(table)
+    Console(markup=False).print(table)

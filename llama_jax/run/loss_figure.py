@@ -1,6 +1,7 @@
 """loss.png: the curves of a run."""
 
 import io
+import math
 
 from etils import epath
 
@@ -21,6 +22,8 @@ def plot_losses(workdir: epath.Path) -> epath.Path:
     rows = read_metrics(workdir)
     train = [(row["tokens"], row["loss"]) for row in rows if "loss" in row]
     held_out = [(row["tokens"], row) for row in rows if "validation_loss" in row]
+    if not train:
+        raise UserError(f"workdir: {metrics_file(workdir)} has no step yet")
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.plot(*zip(*train, strict=True), color="0.75", linewidth=0.8, label="training batch")
     if held_out:
@@ -32,7 +35,7 @@ def plot_losses(workdir: epath.Path) -> epath.Path:
             label="held out, mixture",
         )
         for i, name in enumerate(k for k in held_out[0][1] if k.startswith("validation_loss/")):
-            losses = [row[name] for _, row in held_out]
+            losses = [row.get(name, math.nan) for _, row in held_out]  # the mixture may change
             axes.plot(tokens, losses, f"C{i + 1}", linewidth=0.9, label=name.split("/")[1])
     axes.set(xlabel="tokens trained on", ylabel="loss (nats per token)")
     axes.legend(fontsize=8, ncols=2)

@@ -75,9 +75,32 @@ def check_wandb(project: str | None) -> None:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Read the rows of metrics.jsonl, but for a last line that a kill cut short."""
-    rows = []
-    for line in metrics_file(workdir).read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    """Read the rows of metrics.jsonl, but for an end that a kill or a crash of the machine cut off.
+
+    Raises UserError for a damaged line before that, and for a file that cannot be read.
+    """
+    path = metrics_file(workdir)
+    try:
+        rows = [_row(line) for line in path.read_bytes().split(b"\n")]
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror or e}") from e
+    while rows and rows[-1] is None:
+        rows.pop()
+    if None in rows:
+        raise UserError(
+            f"{path}: line {rows.index(None) + 1} is damaged, expected figures of a step in JSON; "
+            "delete the line to go on without that step's"
+        )
+    return [row for row in rows if row is not None]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Return a row of metrics.jsonl; None for what is not a whole one."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or any(type(value) not in (int, float) for value in row.values()):
+        return None
+    figures = {"validation_loss"} if "validation_loss" in row else {"loss", "tokens_per_second"}
+    return row if {"step", "tokens"} | figures <= row.keys() else None

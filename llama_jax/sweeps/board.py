@@ -124,7 +124,7 @@ def print_plan(runs: list[Run], target: Slice | None, price: float | None) -> No
             *_total_time_and_cost([(predictions[i], counted[i]) for i in part], price),
             _count([states[i] for i in part]),
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.width = max(console.width, 140)  # the table says too much for 80 columns
     console.print(table)
     if target:
@@ -217,7 +217,7 @@ class Board:
 
     def __init__(self, runs: list[Run]):
         self.runs = runs
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self.live = None
         self.states = [state(run) for run in runs]
         self.refreshed = self.last_line = time.monotonic()
@@ -243,9 +243,11 @@ class Board:
             self.live.update(self.table(), refresh=True)
             return
         for run, old, new in zip(self.runs, before, self.states, strict=True):
-            due = run is in_hand and now - self.last_line >= SECONDS_BETWEEN_LINES
+            # With none in hand, what others run is waited for.
+            shown = run is in_hand or in_hand is None and new.status == "running"
+            due = shown and now - self.last_line >= SECONDS_BETWEEN_LINES
             if old.status != new.status or due:
-                self.console.print(f"{run.name}: {self.progress(run, new)}", markup=False)
+                self.console.print(f"{run.name}: {self.progress(run, new)}")
                 self.last_line = now
 
     def progress(self, run: Run, found: State) -> str:

@@ -13,6 +13,7 @@ so that no clocks have to agree. A holder that is too late to renew ends, see `h
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import secrets
 import socket
@@ -32,8 +33,13 @@ class Lease:
 
     @property
     def expiry(self) -> float:
-        """Return the seconds for which it holds after it was last renewed."""
-        return float(self.path.name.removesuffix(SUFFIX).rsplit("_", 1)[1])
+        """Return the seconds for which it holds after it was last renewed; none if its name does
+        not say so, which no holder wrote."""
+        try:
+            seconds = float(self.path.name.removesuffix(SUFFIX).rsplit("_", 1)[-1])
+        except ValueError:
+            return 0.0
+        return seconds if math.isfinite(seconds) else 0.0
 
     @property
     def owner(self) -> str:
@@ -72,7 +78,8 @@ def acquire(directory: epath.Path, expiry: float) -> Lease | None:
         return None
     for lease in found:
         if lease not in alive:
-            lease.release()
+            with contextlib.suppress(OSError):  # what cannot be deleted does no harm
+                lease.release()
     return mine
 
 
@@ -84,7 +91,8 @@ def living(leases: list[Lease], now: float) -> list[Lease]:
             age = now - lease.path.stat().mtime
         except FileNotFoundError:  # released since
             continue
-        if age <= lease.expiry + 1:  # mtime is in whole seconds
+        # mtime is in whole seconds. One far ahead is no sign of life: its holder would renew it.
+        if abs(age) <= lease.expiry + 1:
             found.append(lease)
     return found
 

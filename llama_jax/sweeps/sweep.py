@@ -8,6 +8,7 @@
 Every process that shares a sweep finds all it has to know in these files.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -22,7 +23,7 @@ from etils import epath
 
 from llama_jax.config import Experiment, UserError
 from llama_jax.data import store
-from llama_jax.experiment import execute, identity, override, validate
+from llama_jax.experiment import called, check_types, execute, identity, override, validate
 from llama_jax.flops import model_flops_per_token, num_params
 from llama_jax.run.metrics import read_metrics
 from llama_jax.run.workdir import failed_file, finished_file, metrics_file, write_whole
@@ -90,17 +91,17 @@ def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
             f"{path}: no get_sweep(), which returns a dict of Experiments, as in "
             "experiments/sweeps/cpu_isoflop.py; one experiment is for llama-jax train"
         )
-    try:
-        found = module.get_sweep()
-    except Exception as e:
-        raise UserError(f"{path}: get_sweep(): {type(e).__name__}: {e}") from e
+    found = called(path, module.get_sweep)
     if not isinstance(found, dict) or not found:
         raise UserError(f"{path}: get_sweep() must return a dict of Experiments")
     runs: dict[str, Run] = {}
     for name, experiment in found.items():
         if not isinstance(experiment, Experiment):
             raise UserError(f"{path}: {name!r} is a {type(experiment).__name__}, not an Experiment")
+        if not isinstance(name, str):
+            raise UserError(f"{path}: the name of a run is {name!r}, expected a str")
         try:
+            check_types(experiment)
             for text in overrides:
                 experiment = override(experiment, text)
             validate(experiment)
@@ -123,11 +124,14 @@ def failed(run: Run) -> bool:
 
 def state(run: Run) -> State:
     """Return what a run's directory says of it."""
-    rows = _metrics(run)
-    known = {}
-    if rows:
-        training = [row for row in rows if "loss" in row]
-        held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    rows, known = [], {}
+    try:
+        rows = _metrics(run)
+    except UserError as e:
+        known = {"note": str(e)}
+    training = [row for row in rows if "loss" in row]
+    held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    if training:
         known = {
             "step": rows[-1]["step"],
             "loss": held_out[-1] if held_out else training[-1]["loss"],
@@ -137,9 +141,9 @@ def state(run: Run) -> State:
         return State("finished", **known)
     holders = living(leases(run.directory), time.time())
     if holders:
-        return State("running", **known, note=holders[0].owner)
+        return State("running", **known | {"note": holders[0].owner})
     if failed(run):
-        return State("failed", **known, note=_reason(run))
+        return State("failed", **known | {"note": _reason(run)})
     return State("unfinished" if rows else "waiting", **known)
 
 
@@ -148,7 +152,22 @@ def _metrics(run: Run) -> list[dict]:
 
 
 def _reason(run: Run) -> str:
-    return json.loads(failed_file(run.directory).read_text())["reason"]
+    try:
+        return str(_record(failed_file(run.directory), ("reason",))["reason"])
+    except UserError as e:
+        return str(e)
+
+
+def _record(path: epath.Path, names: Sequence[str]) -> dict:
+    """Read finished.json or failed.json. Raise UserError if it does not hold what `names` say."""
+    try:
+        record = json.loads(path.read_bytes())
+        if isinstance(record, dict) and record.keys() >= set(names):
+            return record
+        problem = f"expected a JSON object with {', '.join(names)}"
+    except (OSError, ValueError, RecursionError) as e:
+        problem = str(e)
+    raise UserError(f"{path} is damaged: {problem}")
 
 
 # The work
@@ -223,8 +242,12 @@ def _wait(on_progress) -> None:
 
 
 def rows(run: Run) -> list[dict]:
-    """Return a row for each evaluation of a finished run, by column."""
-    record = json.loads(finished_file(run.directory).read_text())
+    """Return a row for each evaluation of a finished run, by column.
+
+    Raise UserError if its files do not hold them.
+    """
+    record = _record(finished_file(run.directory), ("date", "git"))
+    names = [f"validation_loss/{source}" for source, _ in run.experiment.data.mixture]
     found, rates = [], []
     share = 1 / run.experiment.run.num_steps
     for row in _metrics(run):
@@ -232,10 +255,9 @@ def rows(run: Run) -> list[dict]:
             rates.append(row["tokens_per_second"])
         if "validation_loss" not in row:
             continue
-        by_source = {
-            f"loss/{source}": row[f"validation_loss/{source}"]
-            for source, _ in run.experiment.data.mixture
-        }
+        if not rates or not row.keys() >= set(names):
+            raise UserError(f"{metrics_file(run.directory)}: an evaluation lacks figures")
+        by_source = {name.removeprefix("validation_"): row[name] for name in names}
         done = row["step"] * share
         found.append(
             {
@@ -254,15 +276,31 @@ def rows(run: Run) -> list[dict]:
                 "git": record["git"],
             }
         )
+    if not found or found[-1]["step"] != run.experiment.run.num_steps:
+        raise UserError(f"{metrics_file(run.directory)}: has no evaluation at the end of the run")
+    return found
+
+
+def unreadable(runs: list[Run]) -> list[str]:
+    """Return which finished runs results.csv lacks, and why: a line for each."""
+    found = []
+    for run in filter(finished, runs):
+        try:
+            rows(run)
+        except UserError as e:
+            found.append(f"{run.name}: {e}; delete {run.directory} and it is trained again")
     return found
 
 
 def write_results(runs: list[Run], workdir: epath.Path) -> None:
-    """Write results.csv, of all that is finished."""
+    """Write results.csv, of all that is finished but for what `unreadable` names."""
     written = None
     # Another process may finish a run, and write, between our reading and our writing.
     while written != (done := [run for run in runs if finished(run)]):
-        table = [row for run in done for row in rows(run)]
+        table = []
+        for run in done:
+            with contextlib.suppress(UserError):
+                table += rows(run)
         columns = list(dict.fromkeys(name for row in table for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from etils import epath
 
-from llama_jax.config import Experiment
+from llama_jax.config import Experiment, UserError
 from llama_jax.experiment import from_json, to_json
 from llama_jax.run.workdir import finished_file, log_file, write_whole
 from llama_jax.sweeps.lease import LOST, Lease, hold
@@ -111,4 +111,7 @@ def revision() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as e:
+        sys.exit(str(e))  # without the traceback: the last line becomes the reason
