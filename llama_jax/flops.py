@@ -8,24 +8,57 @@ the traced program executes in their place: recomputation and masked scores coun
 import math
 import time
 
-from llama_jax.config import ModelConfig
+from llama_jax.config import ModelConfig, UserError
 from llama_jax.hardware import CHIP_OF_KIND
+
+HEAD, TABLE = "lm_head_DV", "embed_VD"
+# The parameters in model.py by which every token is multiplied once.
+MATRICES = (
+    *("wq_DGRK", "wk_DGK", "wv_DGK", "wo_GRKD"),
+    *("w_gate_DF", "w_up_DF", "w_down_FD", HEAD),
+)
 
 
 def num_params(cfg: ModelConfig) -> int:
     """Return the exact number of parameters, embeddings included."""
-    D, F, V = cfg.embed_dim, cfg.mlp_dim, cfg.vocab_size
-    attention = 2 * D * D + 2 * D * cfg.kv_heads * cfg.head_dim
-    layer = attention + 3 * D * F + 2 * D
-    return cfg.num_layers * layer + D + V * D * (1 if cfg.tie_embeddings else 2)
+    from llama_jax.model import param_shapes
+
+    return sum(map(math.prod, param_shapes(cfg).values()))
+
+
+def num_vector_params(cfg: ModelConfig) -> int:
+    """Return the number of parameters in vectors, which are the scales of norms."""
+    from llama_jax.model import param_shapes
+
+    return sum(
+        math.prod(shape) for name, shape in param_shapes(cfg).items() if _is_vector(name, shape)
+    )
 
 
 def num_matmul_params(cfg: ModelConfig) -> int:
     """Return the number of parameters that take part in a matrix product: no norm scales, no
-    embedding table but the head."""
-    norms = (2 * cfg.num_layers + 1) * cfg.embed_dim
-    tables = (1 if cfg.tie_embeddings else 2) * cfg.vocab_size * cfg.embed_dim
-    return num_params(cfg) - norms - tables + cfg.vocab_size * cfg.embed_dim
+    embedding table but the head.
+
+    Raise UserError for a parameter of which it is not known whether it does.
+    """
+    from llama_jax.model import param_shapes
+
+    shapes, total = param_shapes(cfg), 0
+    for path, shape in shapes.items():
+        name = path.rpartition("/")[2]
+        if name in MATRICES or (name == TABLE and HEAD not in shapes):
+            total += math.prod(shape)
+        elif name != TABLE and not _is_vector(path, shape):
+            raise UserError(
+                f"model: the FLOPs of parameter {path} {shape} are not known; if every token is "
+                f"multiplied by it once, add {name!r} to MATRICES in llama_jax/flops.py, or else "
+                "count it in num_matmul_params there"
+            )
+    return total
+
+
+def _is_vector(name: str, shape: tuple[int, ...]) -> bool:
+    return len(shape) - name.startswith("layers/") == 1
 
 
 def model_flops_per_token(cfg: ModelConfig, seq_len: int) -> int:

@@ -4,19 +4,21 @@ Parameters of the blocks are stacked along a leading layer axis that lax.scan ta
 suffixes leave it out.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AbstractMesh, AxisType, reshard
 from jax.sharding import PartitionSpec as P
-from jax.sharding import reshard
 
 from llama_jax.attention import attend_within_documents
 from llama_jax.collectives import einsum, embed
 from llama_jax.config import REMAT_POLICIES, Execution, ModelConfig
-from llama_jax.sharding import activation_spec, param_spec
+from llama_jax.sharding import MESH_AXES, activation_spec, param_spec
 
 
 def weight(rngs: nnx.Rngs, std: float, dims: str, *shape: int) -> nnx.Param:
@@ -196,3 +198,26 @@ class Llama(nnx.Module):
         """Compute logits_BTV in fp32 of packed rows, see hidden()."""
         x_BTD = self.hidden(tokens_BT, segments_BT, positions_BT, execution)
         return einsum("BTD,DV->BTV", x_BTD, self.head_DV, dtype=jnp.float32)
+
+
+# Its parameters by name: whoever counts, lays out or converts them has to know every one.
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """Return the leaves under names such as "layers/attn/wq_DGRK"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): leaf
+        for path, leaf in leaves
+    }
+
+
+@functools.cache
+def param_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter by its name, layers stacked. Needs no device."""
+    # Replicas only, which split no parameter; of the size of the mesh at hand, as JAX wants it.
+    sizes = (max(1, jax.sharding.get_abstract_mesh().size), *(1,) * (len(MESH_AXES) - 1))
+    whole = AbstractMesh(sizes, MESH_AXES, (AxisType.Explicit,) * len(MESH_AXES))
+    with jax.sharding.use_abstract_mesh(whole):
+        model = jax.eval_shape(lambda: Llama(cfg, nnx.Rngs(0)))
+    return {name: leaf.shape for name, leaf in by_name(model).items()}

@@ -13,7 +13,7 @@ from llama_jax.config import Experiment, UserError
 from llama_jax.data import tokenizer as sentencepieces
 from llama_jax.formats import gguf, hf, litgpt, llama2c, meta, native, vocabulary
 from llama_jax.formats.format import Format
-from llama_jax.formats.parameters import num_values
+from llama_jax.formats.parameters import check_known, num_values
 from llama_jax.formats.proofs.prove import loses_spaces, passes, prove
 from llama_jax.formats.weights import Weights, write_json
 from llama_jax.progress import Meter
@@ -122,6 +122,7 @@ def convert(
     verify: where the format has an independent reader. Raise UserError; or WrongExport, and leave
     the files under another name, if their logits are not the source's.
     """
+    check_known(source.cfg)
     out, form = Path(out), FORMATS.get(to)
     if form is None or form.write is None:
         written = ", ".join(name for name, other in FORMATS.items() if other.write)

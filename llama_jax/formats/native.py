@@ -27,6 +27,7 @@ from llama_jax.formats.parameters import (
     NAMES,
     OF_LAYERS,
     Parameter,
+    check_known,
     from_matrix,
     native_shapes,
     parameters,
@@ -69,6 +70,7 @@ def read_step(workdir: epath.Path, step: int, experiment: Experiment) -> Weights
 
     Raise UserError; matrices raise DamagedCheckpoint.
     """
+    check_known(experiment.model)
     meta = checkpoint.read_meta(workdir, step)
     checkpoint.check_shapes(workdir, meta, experiment)
     for field in EXPORTED_FIELDS:
@@ -197,6 +199,7 @@ def _values(weights: Weights, parameter: Parameter) -> np.ndarray:
 
 def to_params(weights: Weights, experiment: Experiment) -> Llama:
     """Return a model as training has it, on the mesh of jax.set_mesh. Raise UserError."""
+    check_known(experiment.model)
     target = abstract(lambda: init_state(experiment)).params
     role_of = {name: role for role, name in NAMES.items()}
     leaves = []

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.config import ModelConfig, UserError
+from llama_jax.model import param_shapes
 
 # role -> our parameter's name, in the order in which files hold them.
 NAMES = {
@@ -68,6 +69,19 @@ def native_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
         + tuple(sizes[letter] for letter in NAMES[role].rpartition("_")[2])
         for role in shapes(cfg)
     }
+
+
+def check_known(cfg: ModelConfig) -> None:
+    """Raise UserError, naming the parameter, unless those of model.py are the roles'."""
+    known = {NAMES[role]: shape for role, shape in native_shapes(cfg).items()}
+    own = param_shapes(cfg)
+    for name in sorted(known.keys() | own.keys()):
+        if known.get(name) != own.get(name):
+            raise UserError(
+                f"model: parameter {name} is {own.get(name, 'not')} in llama_jax/model.py and "
+                f"{known.get(name, 'not')} in the LLaMA that other frameworks read, see "
+                "llama_jax/formats/parameters.py; a changed model cannot be exported or imported"
+            )
 
 
 def num_values(cfg: ModelConfig) -> int:

@@ -18,13 +18,21 @@ import jax.numpy as jnp
 from jax.lax import optimization_barrier
 from jax.sharding import reshard
 
-from llama_jax.config import MeshConfig, ModelConfig
+from llama_jax.config import MeshConfig, ModelConfig, UserError
 from llama_jax.generation.cache import KVCache, attend_to_cache
 from llama_jax.generation.int8 import Int8, quantize
-from llama_jax.model import Llama, RMSNorm, rotate, rotation_of
+from llama_jax.model import Llama, RMSNorm, by_name, rotate, rotation_of
 from llama_jax.sharding import activation_spec
 
 Matrix = jax.Array | Int8
+
+# The parameters that to_decode_layout takes over. All of a norm's go with it.
+LAID_OUT = {
+    *("embed_VD", "lm_head_DV"),
+    *(f"layers/attn/{name}" for name in ("wq_DGRK", "wk_DGK", "wv_DGK", "wo_GRKD")),
+    *(f"layers/mlp/{name}" for name in ("w_gate_DF", "w_up_DF", "w_down_FD")),
+}
+NORMS = ("layers/attn_norm/", "layers/mlp_norm/", "final_norm/")
 
 
 @flax.struct.dataclass
@@ -148,8 +156,17 @@ def _sum(x_NI: jax.Array, w_OI: jax.Array) -> jax.Array:
 
 
 def to_decode_layout(model: Llama, int8: bool = False) -> Decoder:
-    """Lay out a model for decoding, on the mesh of jax.set_mesh; int8: matrices in eight bits."""
+    """Lay out a model for decoding, on the mesh of jax.set_mesh; int8: matrices in eight bits.
+
+    Raise UserError for a parameter that Decoder does not compute with.
+    """
     cfg = model.cfg
+    for name in by_name(model):
+        if name not in LAID_OUT and not name.startswith(NORMS):
+            raise UserError(
+                f"model: llama_jax/generation/decoder.py, which samples, does not compute with "
+                f"parameter {name}; add it to LAID_OUT, Layer and Decoder there"
+            )
 
     def rows(w: jax.Array, dims: str) -> Matrix:
         """Put the first letter, which a product sums over, last."""

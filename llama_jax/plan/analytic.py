@@ -7,7 +7,12 @@ shapes alone: see the bands in tests/test_plan.py.
 import dataclasses
 
 from llama_jax.config import LOSS_CHUNK, REMAT_POLICIES, Experiment, ModelConfig
-from llama_jax.flops import model_flops_per_token, num_matmul_params, num_params
+from llama_jax.flops import (
+    model_flops_per_token,
+    num_matmul_params,
+    num_params,
+    num_vector_params,
+)
 from llama_jax.hardware import HOST_BANDWIDTH, Slice
 
 FP32, BF16 = 4, 2  # bytes
@@ -89,14 +94,14 @@ def _tokens(experiment: Experiment) -> int:
 
 def _device_params(experiment: Experiment) -> int:
     model, mesh = experiment.model, experiment.execution.mesh
-    norms = (2 * model.num_layers + 1) * model.embed_dim  # each device has all of them
+    norms = num_vector_params(model)  # each device has all of them
     return (num_params(model) - norms) // (mesh.fsdp * mesh.tensor) + norms
 
 
 def _layer_params(model: ModelConfig) -> int:
     """Return the number of parameters in the matrices of one layer."""
-    D, F = model.embed_dim, model.mlp_dim
-    return 2 * D * D + 2 * D * model.kv_heads * model.head_dim + 3 * D * F
+    head = model.vocab_size * model.embed_dim
+    return (num_matmul_params(model) - head) // model.num_layers
 
 
 def _kept_per_token(experiment: Experiment) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from llama_jax.config import Experiment, ModelConfig, Upkeep, UserError
 from llama_jax.data.schedule import Entry, Schedule
 from llama_jax.experiment import from_json, override, to_json, validate
-from llama_jax.model import Llama
+from llama_jax.model import Llama, by_name, param_shapes
 from llama_jax.run.fingerprint import fingerprints
 from llama_jax.run.workdir import (
     checkpoints_dir,
@@ -235,6 +235,17 @@ def check_shapes(workdir: epath.Path, meta: Meta, experiment: Experiment) -> Non
     """Raise UserError if the experiment's model has other arrays than the checkpoint."""
     where = f"checkpoint {checkpoints_dir(workdir) / str(meta.step)}"
     check_shape(where, meta.experiment.model, experiment.model)
+    # Names of the optimizer's arrays begin with a place in optax's chain.
+    saved = {name for name in meta.fingerprints if not name[0].isdigit()}
+    own = param_shapes(experiment.model).keys()
+    for name in sorted(saved ^ own):
+        has, lacks = (
+            (where, "llama_jax/model.py") if name in saved else ("llama_jax/model.py", where)
+        )
+        raise UserError(
+            f"model: {has} has parameter {name}, {lacks} has not; expected the model.py that it "
+            "was trained with, or another --workdir"
+        )
 
 
 def check_shape(where: str, saved: ModelConfig, wanted: ModelConfig) -> None:
@@ -273,12 +284,3 @@ def damaged(workdir: epath.Path, step: int, reason: str) -> DamagedCheckpoint:
     return DamagedCheckpoint(
         f"checkpoint {checkpoints_dir(workdir) / str(step)} is damaged: {reason}"
     )
-
-
-def by_name(tree: Any) -> dict[str, Any]:
-    """Return the leaves under names such as "layers/attn/wq_DGRK"."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"): leaf
-        for path, leaf in leaves
-    }

@@ -14,8 +14,7 @@ from llama_jax.collectives import einsum
 from llama_jax.config import Execution, ModelConfig
 from llama_jax.formats.parameters import NAMES, Parameter, from_matrix
 from llama_jax.formats.weights import Weights
-from llama_jax.model import Block, RMSNorm, rotation_of
-from llama_jax.run.checkpoint import by_name
+from llama_jax.model import Block, RMSNorm, by_name, rotation_of
 
 PROMPT = (
     "The quick brown fox jumps over the lazy dog.  In 1889, def f(x):\n    return x ** 2; "
