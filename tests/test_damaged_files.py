@@ -184,6 +184,11 @@ def test_a_tokenizer_of_another_model_is_refused(good, tmp_path):
     refused(copy, tmp_path, "no file .*nowhere.model", tmp_path / "nowhere.model")
 
 
+def _tensor_type(name: str, kind: int) -> bytes:
+    """What a GGUF says of a matrix of 64 x 64: its name, axes, their sizes and its type."""
+    return name.encode() + struct.pack("<IQQI", 2, 64, 64, kind)
+
+
 def test_damaged_ggufs_are_named(good, tmp_path):
     whole = (good / "gguf/model.gguf").read_bytes()
     file, heads = tmp_path / "x.gguf", b"llama.attention.head_count"
@@ -199,8 +204,10 @@ def test_damaged_ggufs_are_named(good, tmp_path):
         (whole[:-4] + NAN, "tensor output.weight has values that are not finite"),
         (whole.replace(b"blk.1.attn_k.w", b"blk.1.attn_z.w"), "has no tensor blk.1.attn_k.weight"),
         (
-            (good / "q4_0/model.gguf").read_bytes(),
-            r"tensor blk.0.attn_q.weight is of type Q4_0, expected F32, F16, BF16 or Q8_0",
+            whole.replace(
+                _tensor_type("blk.0.attn_q.weight", 0), _tensor_type("blk.0.attn_q.weight", 26)
+            ),
+            "tensor blk.0.attn_q.weight is of type I32, which the gguf package cannot dequantise",
         ),
     ):
         file.write_bytes(data)

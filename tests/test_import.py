@@ -10,6 +10,7 @@ import sentencepiece
 from etils import epath
 
 from helpers.exports import (
+    GQA,
     experiment_of,
     export,
     logits_of,
@@ -21,8 +22,15 @@ from helpers.paths import ROOT, SHARED
 from llama_jax.config import ModelConfig
 from llama_jax.data.tokenizer import EMBEDDED, MUST_SURVIVE
 from llama_jax.experiment import load
-from llama_jax.formats import native
+from llama_jax.formats import gguf, native
 from llama_jax.formats.convert import import_model
+from llama_jax.formats.parameters import (
+    deinterleave_rope,
+    interleave_rope,
+    names_in,
+    parameters,
+    shapes,
+)
 from llama_jax.run import checkpoint
 from llama_jax.run.workdir import steps
 
@@ -54,6 +62,59 @@ def test_eight_bits_come_back_as_they_are(runs, tmp_path):
     export(tmp_path / "back", tmp_path / "b", "gguf", "q8_0", verify=False)
     import_model(tmp_path / "b/model.gguf", tmp_path / "again", None)
     assert matrix_fingerprints(tmp_path / "again") == matrix_fingerprints(tmp_path / "back")
+
+
+def test_a_directory_that_an_export_to_q4_0_wrote_is_imported_as_it_is_rounded(
+    cli, good, runs, tmp_path
+):
+    import_model(good / "q4_0", tmp_path / "back", None)
+    source, back = native.read(runs / "gqa"), native.read(tmp_path / "back")
+    for parameter in parameters(source.cfg):
+        rounded = interleave_rope(source.matrix(parameter), parameter.role, source.cfg)
+        rounded = gguf.rounded(rounded, "q4_0", parameter, source.cfg)
+        expected = deinterleave_rope(rounded, parameter.role, source.cfg)
+        assert np.array_equal(back.matrix(parameter), expected), parameter
+    done = cli("sample", "--from", good / "q4_0", "--prompt", "Once", "--max-tokens", 2)
+    assert done.returncode == 0 and done.stdout.startswith("Once"), done.stderr
+
+
+QUANTISED = ("Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_other_programs_quantised_ggufs_have_their_values(tmp_path, name):
+    """Of blocks whose bits are random; those of another order of rows would be other values."""
+    package = pytest.importorskip("gguf")
+    kind, cfg = package.GGMLQuantizationType[name], dataclasses.replace(GQA, embed_dim=256)
+    cfg = dataclasses.replace(cfg, num_layers=1, mlp_dim_override=256, vocab_size=64)
+    block, num_bytes = package.GGML_QUANT_SIZES[kind]
+    writer = package.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(cfg.embed_dim)
+    writer.add_block_count(cfg.num_layers)
+    writer.add_feed_forward_length(cfg.mlp_dim)
+    writer.add_head_count(cfg.num_heads)
+    writer.add_head_count_kv(cfg.kv_heads)
+    writer.add_layer_norm_rms_eps(cfg.norm_eps)
+    random, expected = np.random.default_rng(0), {}
+    for tensor, parameter in names_in(gguf.NAMES, cfg).items():
+        shape = shapes(cfg)[parameter.role]
+        if len(shape) == 1:
+            writer.add_tensor(tensor, np.ones(shape, np.float32))
+            continue
+        # Bytes below 0x40: a scale, an fp16, is then finite, wherever it lies in a block.
+        bits = random.integers(0, 64, (shape[0], shape[1] // block * num_bytes), np.uint8)
+        writer.add_tensor(tensor, bits, raw_dtype=kind)
+        expected[parameter] = package.dequantize(bits, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = gguf.read(tmp_path / "x.gguf")
+    for parameter, values in expected.items():
+        assert np.isfinite(values).all() and values.std() > 0
+        matrix = interleave_rope(found.matrix(parameter), parameter.role, cfg)
+        assert np.array_equal(matrix, values), parameter
 
 
 def test_imported_stories_are_told_as_they_were_published(cli, stories):

@@ -10,7 +10,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="SOURCE",
         type=Path,
-        help="a directory of Hugging Face's or Meta's, a .gguf, or a llama2.c .bin",
+        help="a directory of Hugging Face's or Meta's, a .gguf or its directory, a llama2.c .bin",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="WORKDIR", help="the run to write"

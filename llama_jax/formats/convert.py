@@ -70,8 +70,8 @@ def open_source(path: str | Path, tokenizer: str | Path | None = None) -> Weight
     read = FORMATS[name].read if name else None
     if read is None:
         raise UserError(
-            f"{path}: is no model; expected a directory with config.json (Hugging Face) or "
-            "params.json (Meta), or a file .gguf or .bin (llama2.c)"
+            f"{path}: is no model; expected a directory with config.json (Hugging Face), "
+            "params.json (Meta) or model.gguf, or a file .gguf or .bin (llama2.c)"
         )
     weights = read(path)
 

@@ -134,13 +134,16 @@ def _write_vocabulary(writer, weights: Weights) -> None:
 
 
 def is_it(path: Path) -> bool:
-    return path.suffix == ".gguf" and path.is_file()
+    """Return whether it is a GGUF, or the directory that write leaves."""
+    return (path.suffix == ".gguf" and path.is_file()) or (path / FILE).is_file()
 
 
-def read(file: Path) -> Weights:
-    """Open a model of f32, f16, bf16 and q8_0 tensors. Raise UserError."""
+def read(path: Path) -> Weights:
+    """Open a model of tensors of the types that the gguf package can dequantise. Raise
+    UserError."""
     import gguf
 
+    file = path / FILE if path.is_dir() else path
     reader = _open(file)
 
     def field(key: str, default: Any = None) -> Any:
@@ -185,12 +188,8 @@ def read(file: Path) -> Weights:
         rope_theta=_shortest(number(float, "rope.freq_base", 10_000.0)),
         tie_embeddings=NAMES["head"] not in stored,
     )
-    for tensor in reader.tensors:
-        if tensor.tensor_type.name.lower() not in (*DTYPES, "q8_0"):
-            raise UserError(
-                f"{file}: tensor {tensor.name} is of type {tensor.tensor_type.name}, expected "
-                f"F32, F16, BF16 or Q8_0"
-            )
+    for kind, name in {t.tensor_type: t.name for t in reversed(reader.tensors)}.items():
+        _check_type(file, name, kind)
     found = {t.name: (file, tuple(map(int, reversed(t.shape)))) for t in reader.tensors}
     check_tensors(
         found, {k: shapes(cfg)[parameter.role] for k, parameter in names_in(NAMES, cfg).items()}
@@ -236,6 +235,20 @@ def _open(file: Path):
         raise
     except Exception as e:  # IndexError, ValueError and others, by what is damaged
         raise UserError(f"{file}: is truncated or no GGUF: {e}") from e
+
+
+def _check_type(file: Path, name: str, kind: Any) -> None:
+    """Raise UserError, naming the tensor, unless the gguf package can dequantise the type."""
+    import gguf
+
+    _, num_bytes = gguf.GGML_QUANT_SIZES[kind]
+    try:
+        gguf.dequantize(np.zeros((1, num_bytes), np.uint8), kind)
+    except NotImplementedError as e:
+        raise UserError(
+            f"{file}: tensor {name} is of type {kind.name}, which the gguf package cannot "
+            "dequantise; expected F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K or IQ1_S to IQ4_XS"
+        ) from e
 
 
 def _shortest(x: float) -> float:
