@@ -169,7 +169,9 @@ def write_files(directory: Path) -> None:
         jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices()[:1])),
         checkpoint.open_manager(workdir, experiment.upkeep) as manager,
     ):
-        checkpoint.save(manager, init_state(experiment), experiment, Schedule(), digest="")
+        checkpoint.save(
+            manager, init_state(experiment), experiment, Schedule(), checkpoint.Origin()
+        )
     for kind in ("f32", "f16", "q8_0"):
         (directory / kind).mkdir()
         gguf.write(native.read_step(workdir, 0, experiment), directory / kind, kind)

@@ -28,10 +28,16 @@ from llama_jax.hardware import parse_slice
 
 SCHEMA = 1  # of an experiment in JSON; counts up when a field is renamed, moved or removed
 IDENTITY = ("model", "data", "optimizer", "run")  # the sections that a result depends on
+# But not on where these lie: what is in them is compared, by digest.
+PLACES = ("data.corpus", "data.tokenizer", "data.store")
 
 
 class UnnamedSlice(UserError):
     """An experiment file that names slices, but not the one asked for."""
+
+
+class OtherSchema(UserError):
+    """What another version of llama_jax has written as JSON."""
 
 
 def load(
@@ -355,11 +361,11 @@ def from_json(text: str | bytes, where: str = "config.json") -> Experiment:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise UserError(f"{where}: not an experiment of this version of llama_jax: {e}") from e
     if type(schema) is int and schema > SCHEMA:
-        raise UserError(
+        raise OtherSchema(
             f"{where}: written by a newer llama_jax, in schema {schema}; this one reads schema "
             f"{SCHEMA}: update llama_jax"
         )
-    raise UserError(f"{where}: has schema {shown(schema)}, expected {SCHEMA}")
+    raise OtherSchema(f"{where}: has schema {shown(schema)}, expected {SCHEMA}")
 
 
 def _config(kind: typing.Any, values: dict[str, typing.Any]) -> typing.Any:
@@ -379,9 +385,8 @@ def _tuples(value: typing.Any) -> typing.Any:
 
 
 def identity(experiment: Experiment) -> str:
-    """Return the SHA-256, in hex, of the sections that a result depends on: see IDENTITY."""
-    sections = dataclasses.asdict(experiment)
-    what = {name: sections[name] for name in IDENTITY}
+    """Return the SHA-256, in hex, of what a result depends on: see IDENTITY."""
+    what = {name: value for name, _, value in fields(experiment) if _is_identity(name)}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -399,5 +404,9 @@ def differences(old: Experiment, new: Experiment) -> list[str]:
     return [
         f"{name}: {a!r} -> {b!r}"
         for name, (a, b) in changes(old, new).items()
-        if name.partition(".")[0] in IDENTITY
+        if _is_identity(name)
     ]
+
+
+def _is_identity(name: str) -> bool:
+    return name.partition(".")[0] in IDENTITY and name not in PLACES

@@ -32,7 +32,7 @@ def train(
     Raises UserError for what does not fit together, NonFiniteLoss if the loss does not stay finite.
     """
     data, run, execution = experiment.data, experiment.run, experiment.execution
-    digest = store.digest(data)
+    origin = checkpoint.Origin(store.digest(data), tokenizer.sha256(data.tokenizer))
     store.check_tokenizer(data, experiment.model.vocab_size)
     check_wandb(experiment.upkeep.wandb_project)
     check_workdir(experiment, workdir, accept_changes)
@@ -42,7 +42,7 @@ def train(
 
     with jax.set_mesh(mesh):
         # 1. The newest checkpoint of this workdir, else the initial weights.
-        restored = checkpoint.restore_newest(workdir, experiment, digest)
+        restored = checkpoint.restore_newest(workdir, experiment, origin)
         state, schedule = restored or (jax.jit(lambda: init_state(experiment))(), Schedule())
         start = int(jax.device_get(state.step))
         if start >= run.num_steps:
@@ -96,7 +96,7 @@ def train(
                     )
                     monitor.validation(step + 1, found)
                 if to_save:
-                    checkpoint.save(manager, state, experiment, schedule, digest)
+                    checkpoint.save(manager, state, experiment, schedule, origin)
                 if to_evaluate or to_save:
                     monitor.restart_clock()
             manager.wait_until_finished()
@@ -120,7 +120,11 @@ def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: b
         raise UserError(f"workdir: cannot write to {str(workdir)!r}: {e.strerror or e}") from e
     path = config_file(workdir)
     if path.exists():
-        changes = differences(from_json(path.read_bytes(), str(path)), experiment)
+        begun = from_json(path.read_bytes(), str(path))
+    else:
+        begun = checkpoint.newest_experiment(workdir)
+    if begun is not None:
+        changes = differences(begun, experiment)
         if changes and not accept_changes:
             raise UserError(
                 f"workdir: {workdir} was begun with another experiment: {'; '.join(changes)}; "

@@ -159,9 +159,12 @@ def changed(*changes: str) -> Experiment:
         "upkeep.keep_last=4",
         "upkeep.eval_every=7",
         "upkeep.wandb_project=mine",
+        "data.corpus=elsewhere",
+        "data.tokenizer=elsewhere/tokenizer.model",
+        "data.store=elsewhere/store",
     ],
 )
-def test_how_and_what_is_kept_are_not_what_is_computed(change):
+def test_how_and_where_and_what_is_kept_are_not_what_is_computed(change):
     assert changed(change) != changed()
     assert identity(changed(change)) == identity(changed())
     assert differences(changed(), changed(change)) == []

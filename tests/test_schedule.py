@@ -6,8 +6,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from helpers.runs import losses
-from llama_jax.data import store
+from helpers.runs import losses, origin_of
 from llama_jax.data.batches import train_batches
 from llama_jax.data.schedule import Entry, Schedule
 from llama_jax.run import checkpoint
@@ -41,12 +40,12 @@ def test_a_skip_is_an_entry():
 def test_a_resumed_run_follows_the_schedule_of_its_checkpoint(trained, experiment, tmp_path):
     """After step 9, a skip of two batches: step 10 is computed from batch 11, and so on."""
     workdir = epath.Path(shutil.copytree(trained, tmp_path / "run"))
-    digest, execution = store.digest(experiment.data), experiment.execution
+    origin, execution = origin_of(experiment), experiment.execution
     shutil.rmtree(workdir / "checkpoints/12")
     skipped = Schedule((Entry(0, 0), Entry(9, 11)))
     mesh = make_mesh(execution.mesh, jax.devices())
     with jax.set_mesh(mesh):
-        restored = checkpoint.restore_newest(workdir, experiment, digest)
+        restored = checkpoint.restore_newest(workdir, experiment, origin)
         assert restored is not None
         state, schedule = restored
         assert (int(state.step), schedule) == (9, Schedule())
@@ -57,7 +56,7 @@ def test_a_resumed_run_follows_the_schedule_of_its_checkpoint(trained, experimen
         loss, targets = eval_step(state.params, state.frozen, one)
         shutil.rmtree(workdir / "checkpoints/9")
         with checkpoint.open_manager(workdir, experiment.upkeep) as manager:
-            checkpoint.save(manager, state, experiment, skipped, digest)
+            checkpoint.save(manager, state, experiment, skipped, origin)
     assert checkpoint.read_meta(workdir, 9).schedule == skipped
     train(experiment, workdir, accept_changes=False)
     assert checkpoint.read_meta(workdir, 12).schedule == skipped

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,46 @@ def test_another_tokenizer_than_the_workdirs_is_refused(trained, experiment, tmp
     for accept_changes in (False, True):
         with pytest.raises(UserError, match="is not the tokenizer that .*/run was begun with"):
             check_workdir(experiment, workdir, accept_changes)
+
+
+VERBS = {
+    "sample": ("--prompt", "x"),
+    "evaluate": (),
+    "export": ("--to", "hf", "--out", "OUT"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_verb_takes_another_tokenizer_than_the_runs(cli, trained, tmp_path, verb):
+    """Neither in the place of the workdir's copy nor by --set."""
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    options = [str(tmp_path / "out") if o == "OUT" else o for o in VERBS[verb]]
+    refusal = "is not the tokenizer that checkpoint .*/run/checkpoints/12 was trained with"
+    given = cli(verb, workdir, *options, "--set", "data.tokenizer=embedded")
+    shutil.copy(tokenizer.EMBEDDED, workdir / "tokenizer.model")
+    replaced = cli(verb, workdir, *options)
+    for done, file in ((given, tokenizer.EMBEDDED), (replaced, workdir / "tokenizer.model")):
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert re.search(f"data.tokenizer: {file} {refusal}, whose copy in {workdir}/", line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_the_data_lie_is_not_what_a_run_is(trained, experiment, tmp_path):
+    places = {name: str(tmp_path / name) for name in ("corpus", "tokenizer", "store")}
+    shutil.copy(experiment.data.tokenizer, places["tokenizer"])
+    data = dataclasses.replace(experiment.data, **places)
+    check_workdir(dataclasses.replace(experiment, data=data), epath.Path(trained), False)
+
+
+def test_a_lost_config_is_read_from_the_newest_checkpoint(trained, experiment, tmp_path):
+    workdir = epath.Path(shutil.copytree(trained, tmp_path / "run"))
+    config_file(workdir).unlink()
+    check_workdir(experiment, workdir, accept_changes=False)
+    shutil.rmtree(workdir / "checkpoints/12/meta")  # then the one before it says
+    run = dataclasses.replace(experiment.run, num_steps=13)
+    with pytest.raises(UserError, match="another experiment: run.num_steps: 12 -> 13;"):
+        check_workdir(dataclasses.replace(experiment, run=run), workdir, accept_changes=False)
 
 
 def test_a_run_moves_to_another_execution_but_not_to_another_rate(trained, experiment, tmp_path):

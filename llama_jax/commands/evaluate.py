@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     workdir, step = locate(args.workdir)
     model = open_trained(args.workdir, args.overrides)
     losses, data = model.held_out_losses(), model.experiment.data
-    if store.digest(data) != read_meta(workdir, step).data_digest:
+    if store.digest(data) != read_meta(workdir, step).origin.data_digest:
         text = f"data.store: {data.store} is not the one that {workdir} was trained on"
         print(f"llama-jax evaluate: {text}", file=sys.stderr)
     print_losses(f"{workdir}@{step}", losses, model.experiment)

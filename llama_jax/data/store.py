@@ -76,7 +76,7 @@ def read_split(data: DataConfig, source: str, split: str) -> Split:
 
 def check_tokenizer(data: DataConfig, vocab_size: int) -> None:
     """Raise UserError unless the store was made with data.tokenizer, for vocab_size tokens."""
-    wanted = hashlib.sha256(tokenizer.find(data.tokenizer).read_bytes()).hexdigest()
+    wanted = tokenizer.sha256(data.tokenizer)
     for source, splits in read_index(data).items():
         made_with = {shard.tokenizer_sha256 for split in splits.values() for shard in split.shards}
         if made_with != {wanted}:

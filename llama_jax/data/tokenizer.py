@@ -1,5 +1,6 @@
 """SentencePiece BPE with the settings of LLaMA's own tokenizer (paper section 2.1)."""
 
+import hashlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,11 @@ def find(path: str) -> epath.Path:
     if not found.is_file():
         raise UserError(f"data.tokenizer: no file {found}; `llama-jax tokenizer` trains one")
     return found
+
+
+def sha256(path: str) -> str:
+    """Return the SHA-256, in hex, of the model at `path`, or "embedded". Raises UserError."""
+    return hashlib.sha256(find(path).read_bytes()).hexdigest()
 
 
 def load(path: str) -> sentencepiece.SentencePieceProcessor:

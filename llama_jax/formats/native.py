@@ -37,7 +37,7 @@ from llama_jax.formats.parameters import (
 from llama_jax.formats.weights import Weights
 from llama_jax.model import Llama
 from llama_jax.run import checkpoint
-from llama_jax.run.checkpoint import damaged
+from llama_jax.run.checkpoint import Origin, damaged
 from llama_jax.run.fingerprint import PIECE, fingerprint_of
 from llama_jax.run.workdir import (
     checkpoints_dir,
@@ -115,6 +115,8 @@ def read_step(workdir: epath.Path, step: int, experiment: Experiment) -> Weights
             "checkpoint": str(workdir),
             "step": step,
             "experiment_sha256": identity(experiment),
+            "data_digest": meta.origin.data_digest,
+            "tokenizer_sha256": meta.origin.tokenizer_sha256,
         },
         verify=verify,
     )
@@ -241,7 +243,7 @@ def create(workdir: epath.Path, experiment: Experiment) -> dict[str, ts.TensorSt
         outside = [NAMES[role] for role in shapes(cfg) if role not in OF_LAYERS]
         pieces = {name: ocp.SaveArgs(chunk_byte_size=PIECE) for name in outside}
         model = ocp.args.PyTreeSave(zeros, save_args=checkpoint.layer_chunks(zeros) | pieces)
-        meta = ocp.args.JsonSave(checkpoint.meta_json(0, experiment, Schedule(), "", {}))
+        meta = ocp.args.JsonSave(checkpoint.meta_json(0, experiment, Schedule(), Origin(), {}))
         manager.save(0, args=ocp.args.Composite(model=model, meta=meta))
     return {role: open_array(unfinished, 0, NAMES[role]) for role in shapes(cfg)}
 
@@ -251,8 +253,9 @@ def finish(workdir: epath.Path, experiment: Experiment, fingerprints: dict[str, 
 
     fingerprints: of each parameter, by our name.
     """
-    unfinished = workdir / "unfinished"
-    meta = ocp.args.JsonSave(checkpoint.meta_json(0, experiment, Schedule(), "", fingerprints))
+    unfinished, own = workdir / "unfinished", tokenizer_file(workdir)
+    origin = Origin(tokenizer_sha256=sentencepieces.sha256(str(own)) if own.exists() else "")
+    meta = ocp.args.JsonSave(checkpoint.meta_json(0, experiment, Schedule(), origin, fingerprints))
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         checkpointer.save(
             checkpoints_dir(unfinished).resolve() / "0" / "meta", args=meta, force=True

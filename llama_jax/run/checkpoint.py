@@ -5,8 +5,10 @@ fingerprint of each, an integer that does not depend on how the array is spread 
 array that comes back with another fingerprint is not what was saved.
 """
 
+import contextlib
 import dataclasses
 import gc
+import itertools
 import json
 import logging
 import sys
@@ -21,8 +23,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from llama_jax.config import Experiment, ModelConfig, Upkeep, UserError
+from llama_jax.data import tokenizer
 from llama_jax.data.schedule import Entry, Schedule
-from llama_jax.experiment import from_json, override, to_json, validate
+from llama_jax.experiment import OtherSchema, from_json, override, to_json, validate
 from llama_jax.model import Llama, by_name, param_shapes
 from llama_jax.run.fingerprint import fingerprints
 from llama_jax.run.workdir import (
@@ -42,11 +45,20 @@ SHAPE_FIELDS = (
     *("num_layers", "embed_dim", "num_heads", "kv_heads", "mlp_dim"),
     *("vocab_size", "tie_embeddings"),
 )
+SCHEMA = 1  # of Meta in JSON; counts up when a field is added, renamed or removed
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a directory whose save was cut short
 
 
 class DamagedCheckpoint(UserError):
     """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a model was made from, by content, wherever that lies; empty for what there was none."""
+
+    data_digest: str = ""  # of the token store that was trained on; none: an imported model
+    tokenizer_sha256: str = ""  # of the SentencePiece model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +68,23 @@ class Meta:
     step: int  # updates made
     schedule: Schedule  # which batch each step is computed from
     experiment: Experiment
-    data_digest: str  # of the token store that was trained on
+    origin: Origin
     fingerprints: dict[str, int]  # by parameter name
 
 
 def open_run(text: str, overrides: Sequence[str]) -> tuple[epath.Path, int, Experiment]:
     """Return workdir, step and the checkpoint's own experiment, of WORKDIR[@STEP].
 
-    overrides: "section.field=value" strings. Raises UserError.
+    overrides: "section.field=value" strings. Raises UserError, also for another tokenizer than it
+    was trained with.
     """
     workdir, step = locate(text)
-    experiment = read_meta(workdir, step).experiment
+    meta = read_meta(workdir, step)
+    experiment = meta.experiment
     for change in overrides:
         experiment = override(experiment, change)
     validate(experiment)
+    check_tokenizer(workdir, meta, experiment)
     return workdir, step, experiment
 
 
@@ -89,9 +104,9 @@ def save(
     state: TrainState,
     experiment: Experiment,
     schedule: Schedule,
-    digest: str,
+    origin: Origin,
 ) -> None:
-    """Start to save the state under its step. digest: of the token store.
+    """Start to save the state under its step.
 
     Returns when the state is copied and may be donated; the files follow in the background.
     """
@@ -101,7 +116,7 @@ def save(
     items = ocp.args.Composite(
         model=ocp.args.StandardSave(model, save_args=layer_chunks(model)),
         optimizer=ocp.args.StandardSave(optimizer),
-        meta=ocp.args.JsonSave(meta_json(step, experiment, schedule, digest, found)),
+        meta=ocp.args.JsonSave(meta_json(step, experiment, schedule, origin, found)),
     )
     manager.save(step, args=items)
 
@@ -110,15 +125,16 @@ def meta_json(
     step: int,
     experiment: Experiment,
     schedule: Schedule,
-    digest: str,
+    origin: Origin,
     found: dict[str, int],
 ) -> dict[str, Any]:
     """Return the fields of Meta, as JSON. found: the fingerprints, by name."""
     return {
+        "schema": SCHEMA,
         "step": step,
         "schedule": [entry._asdict() for entry in schedule.entries],
         "experiment": json.loads(to_json(experiment)),
-        "data_digest": digest,
+        "origin": dataclasses.asdict(origin),
         "fingerprints": found,
     }
 
@@ -130,15 +146,66 @@ def read_meta(workdir: epath.Path, step: int) -> Meta:
     """
     fields = _read(workdir, step, meta=ocp.args.JsonRestore())["meta"]
     where = f"checkpoint {checkpoints_dir(workdir) / str(step)}"
-    experiment = from_json(json.dumps(fields.pop("experiment")), where)
+    try:
+        experiment = from_json(json.dumps(fields.pop("experiment")), where)
+        schema = fields.pop("schema")
+        if schema != SCHEMA:
+            raise OtherSchema(f"{where}: its metadata has schema {schema!r}, expected {SCHEMA}")
+        schedule = Schedule(tuple(Entry(**entry) for entry in fields.pop("schedule")))
+        origin = Origin(**fields.pop("origin"))
+        meta = Meta(experiment=experiment, schedule=schedule, origin=origin, **fields)
+        whole_numbers = (
+            meta.step,
+            *itertools.chain(*schedule.entries),
+            *meta.fingerprints.values(),
+        )
+        well_formed = all(type(n) is int for n in whole_numbers) and all(
+            type(text) is str for text in dataclasses.astuple(origin)
+        )
+    except OtherSchema:
+        raise
+    except (UserError, TypeError, KeyError, AttributeError) as e:
+        raise damaged(workdir, step, f"its metadata has another form: {e}") from e
+    if not well_formed or not schedule.entries or schedule.entries[0].step != 0:
+        raise damaged(workdir, step, "its metadata holds values of other types")
+    if meta.step != step:
+        raise damaged(workdir, step, f"it is a copy of checkpoint {meta.step}")
     data = experiment.data
     if (own := tokenizer_file(workdir)).exists():
         data = dataclasses.replace(data, tokenizer=str(own))
-    if not fields["data_digest"]:  # an imported model has no store but one beside it
+    if not origin.data_digest:  # an imported model has no store but one beside it
         data = dataclasses.replace(data, store=str(store_dir(workdir)))
-    experiment = dataclasses.replace(experiment, data=data)
-    schedule = Schedule(tuple(Entry(**entry) for entry in fields.pop("schedule")))
-    return Meta(experiment=experiment, schedule=schedule, **fields)
+    return dataclasses.replace(meta, experiment=dataclasses.replace(experiment, data=data))
+
+
+def newest_experiment(workdir: epath.Path) -> Experiment | None:
+    """Return the experiment of the newest checkpoint whose metadata can be read; None without."""
+    for step in reversed(steps(workdir)):
+        with contextlib.suppress(DamagedCheckpoint):
+            return read_meta(workdir, step).experiment
+    return None
+
+
+def check_tokenizer(workdir: epath.Path, meta: Meta, experiment: Experiment) -> None:
+    """Raise UserError unless data.tokenizer is the one that the checkpoint was trained with."""
+    given, wanted = experiment.data.tokenizer, meta.origin.tokenizer_sha256
+    if wanted and tokenizer.sha256(given) != wanted:
+        raise UserError(
+            f"data.tokenizer: {tokenizer.find(given)} is not the tokenizer that checkpoint "
+            f"{checkpoints_dir(workdir) / str(meta.step)} was trained with, whose copy in "
+            f"{tokenizer_file(workdir)} had sha256 {wanted[:12]}; bring that one back"
+        )
+
+
+def check_origin(workdir: epath.Path, meta: Meta, experiment: Experiment, origin: Origin) -> None:
+    """Raise UserError if the checkpoint was trained on another store or with another tokenizer."""
+    check_tokenizer(workdir, meta, experiment)
+    if meta.origin.data_digest != origin.data_digest:
+        raise UserError(
+            f"data.store: {experiment.data.store} has digest {origin.data_digest[:12]}, but "
+            f"checkpoint {meta.step} in {workdir} was trained on {meta.origin.data_digest[:12]}; "
+            "bring that store back or use another --workdir"
+        )
 
 
 def layer_chunks(arrays: dict[str, Any]) -> dict[str, ocp.SaveArgs]:
@@ -171,12 +238,12 @@ def restore_state(workdir: epath.Path, step: int, experiment: Experiment) -> Tra
 
 
 def restore_newest(
-    workdir: epath.Path, experiment: Experiment, digest: str
+    workdir: epath.Path, experiment: Experiment, origin: Origin
 ) -> tuple[TrainState, Schedule] | None:
     """Return the newest state that can be read, and its schedule; None where nothing was saved.
 
     Damaged checkpoints are named in a warning and moved to WORKDIR/damaged. Raises UserError if
-    there are checkpoints and none can be read, or if it was trained on another token store.
+    there are checkpoints and none can be read, or if it has another origin.
     """
     if checkpoints_dir(workdir).exists():
         for path in checkpoints_dir(workdir).iterdir():
@@ -185,18 +252,13 @@ def restore_newest(
     damaged: dict[int, DamagedCheckpoint] = {}
     for step in reversed(steps(workdir)):
         try:
-            state = restore_state(workdir, step, experiment)
             meta = read_meta(workdir, step)
+            check_origin(workdir, meta, experiment, origin)
+            state = restore_state(workdir, step, experiment)
         except DamagedCheckpoint as e:
             damaged[step] = e
             log.warning("%s; skipped", e)
             continue
-        if meta.data_digest != digest:
-            raise UserError(
-                f"data.store: {experiment.data.store} has digest {digest[:12]}, but checkpoint "
-                f"{step} in {workdir} was trained on {meta.data_digest[:12]}; bring that store "
-                "back or use another --workdir"
-            )
         if jax.process_index() == 0:
             for bad in damaged:
                 aside = damaged_dir(workdir)

@@ -75,7 +75,8 @@ def steps(workdir: epath.Path) -> list[int]:
     directory = checkpoints_dir(workdir)
     if not directory.exists():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+    names = (path.name for path in directory.iterdir())
+    return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
 
 def locate(text: str) -> tuple[epath.Path, int]:

@@ -12,6 +12,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import random
@@ -39,7 +40,7 @@ class Run:
 
     name: str
     experiment: Experiment
-    directory: epath.Path  # its name is the experiment's identity
+    directory: epath.Path  # its name is run_digest's beginning
 
     @property
     def params(self) -> int:
@@ -107,11 +108,20 @@ def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
             validate(experiment)
         except UserError as e:
             raise UserError(f"{path}: {name}: {e}") from e
-        digest = identity(experiment)[:12]
+        digest = run_digest(experiment)[:12]
         if digest in runs:
             raise UserError(f"{path}: {name} and {runs[digest].name} are the same")
         runs[digest] = Run(name, experiment, workdir / digest)
     return list(runs.values())
+
+
+def run_digest(experiment: Experiment) -> str:
+    """Return the SHA-256, in hex, that tells a sweep's runs apart. Corpus and tokenizer count by
+    their names: before they are prepared there is no digest of them, and a sweep may try several.
+    """
+    data = experiment.data
+    parts = [identity(experiment), data.corpus, data.tokenizer]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def finished(run: Run) -> bool:

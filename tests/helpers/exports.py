@@ -61,7 +61,7 @@ def save_random(cfg: ModelConfig, workdir: Path) -> None:
         model = jax.tree.map(lambda w: w.astype("bfloat16").astype("float32"), state.params)
         with checkpoint.open_manager(epath.Path(workdir), experiment.upkeep) as manager:
             state = dataclasses.replace(state, params=model)
-            checkpoint.save(manager, state, experiment, Schedule(), digest="")
+            checkpoint.save(manager, state, experiment, Schedule(), checkpoint.Origin())
 
 
 def experiment_of(workdir: Path) -> Experiment:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from etils import epath
 
+from llama_jax.config import Experiment
+from llama_jax.data import store, tokenizer
 from llama_jax.run import checkpoint
 from llama_jax.run.metrics import read_metrics
 
@@ -26,6 +28,12 @@ def get_experiment():
 
 def fingerprints(workdir: Path, step: int = NUM_STEPS) -> dict[str, int]:
     return checkpoint.read_meta(epath.Path(workdir), step).fingerprints
+
+
+def origin_of(experiment: Experiment) -> checkpoint.Origin:
+    """Return what a run of the experiment is made from."""
+    data = experiment.data
+    return checkpoint.Origin(store.digest(data), tokenizer.sha256(data.tokenizer))
 
 
 def losses(workdir: Path) -> dict[int, float]:
