@@ -6,7 +6,7 @@ from etils import epath
 from llama_jax.attention import check_platform
 from llama_jax.config import Experiment, UserError
 from llama_jax.data import store, tokenizer
-from llama_jax.data.batches import train_batches
+from llama_jax.data.batches import check_held_out, train_batches
 from llama_jax.data.schedule import Schedule
 from llama_jax.evaluation.perplexity import validation_losses
 from llama_jax.experiment import differences, from_json, to_json
@@ -51,6 +51,7 @@ def train(
             return
 
         # 2. The data from there on: the schedule gives a step its batch, and batch n is f(n).
+        check_held_out(data, experiment.upkeep.eval_rows)
         numbers = map(schedule.batch, range(start, run.num_steps + 1))
         batches = train_batches(data, execution.micro_batches, sharding, numbers)
         batch = next(batches)

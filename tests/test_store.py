@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import itertools
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers import stores
 from helpers.damage import flip_a_byte
 from helpers.stores import (
     BOS,
@@ -45,6 +47,115 @@ def test_an_index_that_disagrees_with_its_arrays_is_an_error(made_up):
     store.write_array(made_up.store, "short/train-00000", made_up_tokens(500, 1))
     with pytest.raises(UserError, match="source short .* 500 tokens, its index 900"):
         batches.TrainRows(made_up)
+
+
+def swap(a: Path, b: Path) -> None:
+    a.rename(a.with_name("aside"))
+    b.rename(a)
+    a.with_name("aside").rename(b)
+
+
+def edit(path: Path, change) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def with_shard(index: dict, **fields) -> dict:
+    return index | {"shards": [index["shards"][0] | fields, *index["shards"][1:]]}
+
+
+NOT_AS_PREPARED = {
+    "two arrays": lambda s: swap(s / "long/train-00000", s / "long/train-00001"),
+    "two arrays' data": lambda s: swap(s / "long/train-00000/c/0", s / "long/train-00001/c/0"),
+    "two arrays and their checksums": lambda s: (
+        swap(s / "long/train-00000", s / "long/train-00001"),
+        swap(s / "long/train-00000.crc32", s / "long/train-00001.crc32"),
+    ),
+    "an array with checksums of its own": lambda s: store.write_tokens(
+        str(s), "long/train-00000", made_up_tokens(3000, 5)
+    ),
+    "an array rewritten": lambda s: store.write_array(
+        str(s), "long/train-00000", np.full(3000, 60_000, np.uint16)
+    ),
+    "the sha256 in the index": lambda s: edit(
+        s / "long/train.json", lambda index: with_shard(index, sha256="0" * 64)
+    ),
+    "no checksums": lambda s: shutil.rmtree(s / "long/train-00000.crc32"),
+}
+
+
+@pytest.mark.parametrize("change", NOT_AS_PREPARED)
+def test_a_store_that_is_not_as_it_was_prepared_is_named(made_up, change):
+    """Arrays of one size, so that nothing but what they hold tells them apart."""
+    stores.write_split(made_up, "long", "train", [made_up_tokens(3000, k) for k in (0, 1)])
+    NOT_AS_PREPARED[change](Path(made_up.store))
+    with pytest.raises(UserError, match=r"source long .*long/train-00000") as e:
+        windows = batches.Windows(made_up, "long", "train")
+        windows[0]
+    assert "\n" not in str(e.value)
+
+
+def test_only_the_block_that_was_changed_is_refused(made_up):
+    tokens = made_up_tokens(3 * store.BLOCK_TOKENS, 0)
+    stores.write_split(made_up, "long", "train", [tokens])
+    changed = tokens.copy()
+    changed[store.BLOCK_TOKENS] += 1
+    store.write_array(made_up.store, "long/train-00000", changed)
+    found = store.Tokens(made_up, "long", "train")
+    for start, stop in ((0, store.BLOCK_TOKENS), (2 * store.BLOCK_TOKENS, len(found))):
+        np.testing.assert_array_equal(found.read(start, stop), tokens[start:stop])
+    for start in (store.BLOCK_TOKENS - 1, 2 * store.BLOCK_TOKENS - 1):
+        with pytest.raises(UserError, match="holds other tokens than its index, from"):
+            found.read(start, start + 2)
+
+
+def test_tokens_outside_the_vocabulary_are_refused(made_up):
+    stores.write_split(made_up, "long", "train", [np.full(100, 10_000, np.uint16)])
+    with pytest.raises(UserError, match="source long .* holds token 10000 of 10000"):
+        batches.Windows(made_up, "long", "train")[0]
+
+
+FORMS = {
+    "a list": lambda index: [index],
+    "a number": lambda index: 3,
+    "a key less": lambda index: {k: v for k, v in index.items() if k != "bos_id"},
+    "a key more": lambda index: index | {"x": 1},
+    "a shard is a list": lambda index: index | {"shards": [[]]},
+    "shards are text": lambda index: index | {"shards": "x"},
+    "a shard's key less": lambda index: index | {"shards": [{"file": "x"}]},
+    "text for a number": lambda index: index | {"vocab_size": "512"},
+    "negative": lambda index: with_shard(index, num_tokens=-1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_index_of_another_form_is_one_line(made_up, form):
+    edit(Path(made_up.store) / "short/validation.json", FORMS[form])
+    with pytest.raises(UserError, match="store/short/validation.json is not what llama-jax") as e:
+        store.digest(made_up)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "bos_id", "eos_id"])
+def test_the_index_has_the_numbers_of_the_tokenizer(tiny_data, tmp_path, field):
+    data = dataclasses.replace(tiny_data, store=str(tmp_path / "store"))
+    shutil.copytree(tiny_data.store, data.store)
+    edit(Path(data.store) / "books/validation.json", lambda index: index | {field: 7})
+    with pytest.raises(UserError, match=f"books/validation.json says .*{field} 7.* prepare"):
+        store.check_tokenizer(data, 512)
+    store.check_tokenizer(tiny_data, 512)
+
+
+def test_held_out_text_is_read_before_training(made_up):
+    batches.check_held_out(made_up, 8)
+    path = Path(made_up.store) / "other/validation-00000/c/0"
+    whole = path.read_bytes()
+    flip_a_byte(path)
+    with pytest.raises(UserError, match="(?s)source other .*other/validation-00000/"):
+        batches.check_held_out(made_up, 8)
+    path.write_bytes(whole)
+    stores.write_split(made_up, "other", "validation", [made_up_tokens(16, 1)])
+    with pytest.raises(UserError, match="source other holds 16 validation tokens"):
+        batches.check_held_out(made_up, 8)
 
 
 def test_missing_store_says_how_to_make_it(made_up):

@@ -33,15 +33,14 @@ class Windows:
 
     def __init__(self, data: DataConfig, source: str, split: str):
         """Open a split. Raises UserError if it is missing, damaged or shorter than one window."""
-        index = store.read_split(data, source, split)
-        self.num_windows = (index.num_tokens - 1) // data.seq_len
+        self.tokens = store.Tokens(data, source, split)
+        self.num_windows = (len(self.tokens) - 1) // data.seq_len
         if self.num_windows < 1:
             raise UserError(
-                f"data.seq_len: got {data.seq_len}, but source {source} holds {index.num_tokens} "
+                f"data.seq_len: got {data.seq_len}, but source {source} holds {len(self.tokens)} "
                 f"{split} tokens; expected fewer than that, or more text for the source"
             )
-        self.data, self.source, self.bos_id = data, source, index.bos_id
-        self.tokens = store.open_tokens(data, source, split)
+        self.data, self.source, self.bos_id = data, source, self.tokens.index.bos_id
 
     def __len__(self) -> int:
         return self.num_windows
@@ -49,10 +48,7 @@ class Windows:
     def __getitem__(self, window: int) -> Row:
         """Read a row. Raises UserError naming source and file if the store is damaged there."""
         start = window * self.data.seq_len
-        try:
-            tokens = self.tokens[start : start + self.data.seq_len + 1].read().result()
-        except ValueError as e:
-            raise store.damaged(self.source, e) from e
+        tokens = self.tokens.read(start, start + self.data.seq_len + 1)
         return make_row(tokens.astype(np.int32), self.bos_id, self.data.attend_across_documents)
 
 
@@ -185,6 +181,15 @@ def validation_batches(
 
     first_rows = iter(range(0, num_rows, batch_size))
     return _read_ahead(read, first_rows, (batch_size, data.seq_len), sharding)
+
+
+def check_held_out(data: DataConfig, max_rows: int) -> None:
+    """Read what evaluation will. Raises UserError if it is missing, damaged or too short."""
+    with ThreadPoolExecutor(READ_THREADS) as readers:
+        for source, _ in data.mixture:
+            windows = Windows(data, source, "validation")
+            rows = range(min(max_rows, len(windows)))
+            collections.deque(readers.map(windows.__getitem__, rows), maxlen=0)
 
 
 def _read_ahead(

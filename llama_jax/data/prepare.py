@@ -70,8 +70,8 @@ def prepare(data: DataConfig, num_workers: int) -> None:
         for split in store.SPLITS
     }
     for (source, split), group in jobs.items():
-        known = store.read_json(data.store, store.index_path(source, split))
-        if known and [shard["file"] for shard in known["shards"]] != [j.file.name for j in group]:
+        known = store.find_split(data.store, store.index_path(source, split))
+        if known and [shard.file for shard in known.shards] != [job.file.name for job in group]:
             raise _other_origin(group[0], store.index_path(source, split))
     shards = _run([job for group in jobs.values() for job in group], num_workers)
     for (source, split), group in jobs.items():
@@ -126,18 +126,15 @@ def _prepare_shard(job: _Job) -> tuple[_Job, store.Shard, str]:
     start = time.monotonic()
     origin = (job.file.name, _sha256(job.file), job.tokenizer_sha256)
     record = f"{job.path}.json"
-    found = store.read_json(job.data.store, record)
-    if found:
-        shard = store.Shard(**found)
+    shard = store.find_shard(job.data.store, record)
+    if shard:
         if (shard.file, shard.file_sha256, shard.tokenizer_sha256) != origin:
             raise _other_origin(job, record)
         if _is_whole(job, shard):
             return job, shard, "verified"
     tokens, num_documents = _tokenize(job)
-    store.write_array(job.data.store, job.path, tokens)
-    shard = store.Shard(
-        *origin, num_documents, len(tokens), hashlib.sha256(tokens.data).hexdigest()
-    )
+    sha256 = store.write_tokens(job.data.store, job.path, tokens)
+    shard = store.Shard(*origin, num_documents, len(tokens), sha256)
     store.write_json(job.data.store, record, dataclasses.asdict(shard))
     return job, shard, f"{len(tokens) / (time.monotonic() - start):,.0f} tokens/s"
 
@@ -159,10 +156,14 @@ def _tokenize(job: _Job) -> tuple[np.ndarray, int]:
 
 def _is_whole(job: _Job, shard: store.Shard) -> bool:
     try:
-        tokens = store.open_array(job.data.store, job.path).result().read().result()
+        arrays = [
+            store.open_array(job.data.store, path) for path in (job.path, f"{job.path}.crc32")
+        ]
+        tokens, checksums = (array.result().read().result() for array in arrays)
     except ValueError:
         return False
-    return hashlib.sha256(tokens).hexdigest() == shard.sha256
+    same = np.array_equal(store.block_checksums(tokens), checksums)
+    return same and hashlib.sha256(checksums).hexdigest() == shard.sha256
 
 
 def _other_origin(job: _Job, path: str) -> UserError:

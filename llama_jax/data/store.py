@@ -1,17 +1,23 @@
 """The token store: every document of a mixture as token ids, tokenized once, under checksums.
 
-    STORE/SOURCE/train-00000/      zarr3 array of token ids, from one shard file of the corpus
-    STORE/SOURCE/train-00000.json  what it was made from, and the sha256 of its tokens
-    STORE/SOURCE/train.json        the index of the split, written when all its shards are whole
+    STORE/SOURCE/train-00000/       zarr3 array of token ids, from one shard file of the corpus
+    STORE/SOURCE/train-00000.crc32/ zarr3 array with a checksum of each block of these
+    STORE/SOURCE/train-00000.json   what it was made from, and the sha256 of its checksums
+    STORE/SOURCE/train.json         the index of the split, written when all its shards are whole
+
+The index vouches for the checksums, which are compared when a split is opened, and they for each
+block, which is compared whenever it is read: what is read is what was prepared.
 
 STORE is a local path or gs://. `prepare.py` writes it; training reads it, without TensorFlow.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import typing
+import zlib
 
 import numpy as np
 import tensorstore as ts
@@ -34,7 +40,7 @@ class Shard:
     tokenizer_sha256: str
     num_documents: int
     num_tokens: int
-    sha256: str  # of the token ids as they are stored
+    sha256: str  # of the checksums of its blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +70,50 @@ def read_index(data: DataConfig) -> dict[str, dict[str, Split]]:
 
 def read_split(data: DataConfig, source: str, split: str) -> Split:
     """Read the index of one split. Raises UserError if it has not been prepared."""
-    found = read_json(data.store, index_path(source, split))
-    if found is None:
+    index = find_split(data.store, index_path(source, split))
+    if index is None:
         raise UserError(
             f"data.store: token store {data.store} does not exist or is unfinished (no "
             f"{index_path(source, split)}); write it with: llama-jax prepare EXPERIMENT"
         )
-    found["shards"] = tuple(Shard(**shard) for shard in found["shards"])
-    return Split(**found)
+    return index
+
+
+def find_split(store: str, path: str) -> Split | None:
+    """Read an index; None if there is none. Raises UserError for what is no index."""
+    found = read_json(store, path)
+    if found is None:
+        return None
+    if isinstance(found, dict) and isinstance(shards := found.get("shards"), list):
+        found["shards"] = tuple(_read_fields(Shard, shard, store, path) for shard in shards)
+    return _read_fields(Split, found, store, path)
+
+
+def find_shard(store: str, path: str) -> Shard | None:
+    """Read the record of a shard; None if there is none. Raises UserError for what is no record."""
+    found = read_json(store, path)
+    return None if found is None else _read_fields(Shard, found, store, path)
+
+
+def _read_fields(kind: type, found: typing.Any, store: str, path: str) -> typing.Any:
+    types = {name: typing.get_origin(t) or t for name, t in typing.get_type_hints(kind).items()}
+    if (
+        not isinstance(found, dict)
+        or found.keys() != types.keys()
+        or any(type(found[name]) is not t for name, t in types.items())
+        or any(type(value) is int and value < 0 for value in found.values())
+    ):
+        raise UserError(
+            f"data.store: {store}/{path} is not what llama-jax prepare writes: expected "
+            f"{', '.join(types)}; delete that file and run llama-jax prepare"
+        )
+    return kind(**found)
 
 
 def check_tokenizer(data: DataConfig, vocab_size: int) -> None:
     """Raise UserError unless the store was made with data.tokenizer, for vocab_size tokens."""
-    wanted = tokenizer.sha256(data.tokenizer)
+    wanted, processor = tokenizer.sha256(data.tokenizer), tokenizer.load(data.tokenizer)
+    own = (processor.vocab_size(), processor.bos_id(), processor.eos_id())
     for source, splits in read_index(data).items():
         made_with = {shard.tokenizer_sha256 for split in splits.values() for shard in split.shards}
         if made_with != {wanted}:
@@ -84,12 +121,19 @@ def check_tokenizer(data: DataConfig, vocab_size: int) -> None:
                 f"data.tokenizer: got {data.tokenizer!r}, but source {source} of the token store "
                 f"{data.store} was made with another; set data.store to another directory, too"
             )
-        size = splits["train"].vocab_size
-        if size > vocab_size:
-            raise UserError(
-                f"model.vocab_size: got {vocab_size}, but the token store's tokenizer has {size} "
-                f"pieces (source {source}); expected at least that"
-            )
+        for name, split in splits.items():
+            if (split.vocab_size, split.bos_id, split.eos_id) != own:
+                raise UserError(
+                    f"data.store: {data.store}/{index_path(source, name)} says vocab_size "
+                    f"{split.vocab_size}, bos_id {split.bos_id}, eos_id {split.eos_id}, but "
+                    f"data.tokenizer={data.tokenizer!r} has {own[0]}, {own[1]}, {own[2]}; "
+                    "`llama-jax prepare` writes that file again"
+                )
+    if own[0] > vocab_size:
+        raise UserError(
+            f"model.vocab_size: got {vocab_size}, but the token store's tokenizer has {own[0]} "
+            "pieces; expected at least that"
+        )
 
 
 def digest(data: DataConfig) -> str:
@@ -101,31 +145,80 @@ def digest(data: DataConfig) -> str:
     return hashlib.sha256(json.dumps(tokens, sort_keys=True).encode()).hexdigest()
 
 
-def open_tokens(data: DataConfig, source: str, split: str) -> ts.TensorStore:
-    """Open the token ids of a split, shard after shard: one array [num_tokens] of unsigned ints.
+class Tokens:
+    """The token ids of a split, shard after shard: unsigned ints [num_tokens]."""
 
-    Raises UserError naming source and file; its reads raise ValueError, see `damaged`.
-    """
-    index = read_split(data, source, split)
-    context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
-    futures = [
-        open_array(data.store, shard_path(source, split, number), context)
-        for number, shard in enumerate(index.shards)
-        if shard.num_tokens
-    ]
-    try:
-        tokens = ts.concat([future.result() for future in futures], axis=0)
-    except ValueError as e:
-        raise damaged(source, e) from e
-    if tokens.size != index.num_tokens:
-        error = ValueError(f"{split} holds {tokens.size} tokens, its index {index.num_tokens}")
-        raise damaged(source, error)
-    return tokens
+    def __init__(self, data: DataConfig, source: str, split: str):
+        """Open a split. Raises UserError naming source and file if it is missing or damaged."""
+        self.data, self.source, self.index = data, source, read_split(data, source, split)
+        context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+        self.paths = [shard_path(source, split, k) for k in range(len(self.index.shards))]
+        arrays = [open_array(data.store, path, context) for path in self.paths]
+        checksums = [open_array(data.store, f"{path}.crc32") for path in self.paths]
+        try:
+            self.arrays = [array.result() for array in arrays]
+            reads = [array.result().read() for array in checksums]
+            self.checksums = [read.result() for read in reads]
+        except ValueError as e:
+            raise damaged(source, e) from e
+        for path, shard, array, sums in zip(
+            self.paths, self.index.shards, self.arrays, self.checksums, strict=True
+        ):
+            if array.size != shard.num_tokens:
+                self._not_as_prepared(
+                    path, f"holds {array.size} tokens, its index {shard.num_tokens}"
+                )
+            if hashlib.sha256(sums).hexdigest() != shard.sha256:
+                self._not_as_prepared(path, "is not the array that its index has the sha256 of")
+        ends = itertools.accumulate(shard.num_tokens for shard in self.index.shards)
+        self.starts = np.array([0, *ends])
+
+    def __len__(self) -> int:
+        return self.index.num_tokens
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read the ids from start to stop. Raises UserError if they are not what was prepared."""
+        first = int(np.searchsorted(self.starts, start, "right")) - 1
+        parts = []
+        while start < stop:
+            begin, end = (int(n) for n in self.starts[first : first + 2])
+            upto = min(stop, end)
+            if start < upto:
+                parts.append(self._read_shard(first, start - begin, upto - begin))
+            start, first = max(start, upto), first + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _read_shard(self, number: int, start: int, stop: int) -> np.ndarray:
+        """Read whole blocks, as TensorStore does anyway, and cut out what is wanted."""
+        first = start // BLOCK_TOKENS
+        aligned = first * BLOCK_TOKENS
+        end = min(-(-stop // BLOCK_TOKENS) * BLOCK_TOKENS, self.arrays[number].size)
+        try:
+            tokens = self.arrays[number][aligned:end].read().result()
+        except ValueError as e:
+            raise damaged(self.source, e) from e
+        path, found = self.paths[number], block_checksums(tokens)
+        if not np.array_equal(found, self.checksums[number][first : first + len(found)]):
+            span = f"from {aligned} to {end}"
+            self._not_as_prepared(path, f"holds other tokens than its index, {span}")
+        wanted, vocab_size = tokens[start - aligned : stop - aligned], self.index.vocab_size
+        if wanted.max() >= vocab_size:
+            self._not_as_prepared(path, f"holds token {wanted.max()} of {vocab_size}")
+        return wanted
+
+    def _not_as_prepared(self, path: str, reason: str) -> typing.NoReturn:
+        raise damaged(self.source, ValueError(f"{self.data.store}/{path} {reason}"))
+
+
+def block_checksums(tokens: np.ndarray) -> np.ndarray:
+    """Return uint32 [blocks]: the CRC-32 of each BLOCK_TOKENS of token ids, as they are stored."""
+    starts = range(0, len(tokens), BLOCK_TOKENS)
+    return np.array([zlib.crc32(tokens[k : k + BLOCK_TOKENS]) for k in starts], np.uint32)
 
 
 def damaged(source: str, error: ValueError) -> UserError:
     """Make a UserError of TensorStore's error about a file of the store, which it names."""
-    reason = str(error).partition(" [tensorstore_spec")[0]
+    reason = " ".join(str(error).partition(" [tensorstore_spec")[0].split())
     return UserError(
         f"data.store: source {source} cannot be read; if a file is damaged or missing, "
         f"`llama-jax prepare` makes it again; {reason}"
@@ -143,8 +236,16 @@ def index_path(source: str, split: str) -> str:
     return f"{source}/{split}.json"
 
 
+def write_tokens(store: str, path: str, tokens: np.ndarray) -> str:
+    """Replace one shard of the store by tokens [n], uint16 or uint32. Return its sha256."""
+    checksums = block_checksums(tokens)
+    write_array(store, path, tokens)
+    write_array(store, f"{path}.crc32", checksums)
+    return hashlib.sha256(checksums).hexdigest()
+
+
 def write_array(store: str, path: str, tokens: np.ndarray) -> None:
-    """Replace one array of the store by tokens [num_tokens], uint16 or uint32."""
+    """Replace one array of the store by unsigned ints [n]."""
     codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     sharding = {"chunk_shape": [BLOCK_TOKENS], "codecs": codecs, "index_codecs": codecs}
     metadata = {

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import hashlib
 import itertools
 import json
 import lzma
@@ -63,18 +62,18 @@ def write(data: DataConfig) -> None:
 
 
 def write_split(data: DataConfig, source: str, split: str, arrays: list[np.ndarray]) -> None:
-    for number, tokens in enumerate(arrays):
-        store.write_array(data.store, store.shard_path(source, split, number), tokens)
+    paths = [store.shard_path(source, split, number) for number in range(len(arrays))]
     shards = tuple(
-        store.Shard("file", "", "", 1, len(tokens), hashlib.sha256(tokens.tobytes()).hexdigest())
-        for tokens in arrays
+        store.Shard("file", "", "", 1, len(a), store.write_tokens(data.store, path, a))
+        for path, a in zip(paths, arrays, strict=True)
     )
     index = store.Split(vocab_size=10_000, bos_id=BOS, eos_id=EOS, shards=shards)
     store.write_json(data.store, store.index_path(source, split), dataclasses.asdict(index))
 
 
 def all_tokens(data: DataConfig, source: str, split: str) -> np.ndarray:
-    return store.open_tokens(data, source, split).read().result().astype(np.int32)
+    tokens = store.Tokens(data, source, split)
+    return tokens.read(0, len(tokens)).astype(np.int32)
 
 
 # ---- Store
