@@ -14,6 +14,8 @@ import pytest
 from helpers.damage import truncate
 from helpers.exports import (
     GQA,
+    export,
+    matrix_fingerprints,
     refused,
 )
 from helpers.paths import SHARED
@@ -33,31 +35,34 @@ def change(directory: Path, **fields) -> None:
     (directory / "config.json").write_text(json.dumps(config | fields))
 
 
-def move(path: Path, to: Callable[[int, int], list[int]]) -> None:
-    """Put other offsets for the first tensor into a header of safetensors."""
+def edit_header(path: Path, edit: Callable[[dict, dict], object], more: bytes = b"") -> None:
+    """Edit what a header of safetensors says of the first tensor of the largest shape and of the
+    last. more: bytes before all values."""
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    first = header[next(name for name in header if name != "__metadata__")]
-    first["data_offsets"] = to(*first["data_offsets"])
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    same = [e for e in entries if e["shape"] == max(e["shape"] for e in entries)]
+    edit(same[0], same[-1])
     text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    path.write_bytes(len(text).to_bytes(8, "little") + text + more + data[8 + length :])
 
 
 def second(directory: Path) -> Path:
     return sorted(directory.glob("*.safetensors"))[1]
 
 
+DAMAGED = r"model-00002-\S+.safetensors: is damaged or not safetensors: Error while deserializing"
 NAN = struct.pack("<f", float("nan"))
 
 DAMAGED_HF = {
     "truncated": (
         lambda d: truncate(second(d)),
-        r"model-00002-\S+.safetensors: is truncated: tensor model.layers.\S+ ends at byte \d+",
+        r"model-00002-\S+.safetensors: is damaged or not safetensors: .*file not fully covered",
     ),
     "header truncated": (
         lambda d: second(d).write_bytes(second(d).read_bytes()[:100]),
-        r"model-00002-\S+.safetensors: is truncated or not safetensors",
+        r"model-00002-\S+.safetensors: is damaged or not safetensors",
     ),
     "shard missing": (
         lambda d: second(d).unlink(),
@@ -73,7 +78,7 @@ DAMAGED_HF = {
     ),
     "rope scaling": (
         lambda d: replace(d / "config.json", '"default"', '"linear"'),
-        "config.json: rope_type is 'linear'",
+        "config.json: rope_parameters.rope_type is 'linear', and llama_jax knows 'default' only",
     ),
     "bias": (
         lambda d: replace(d / "config.json", '"mlp_bias": false', '"mlp_bias": true'),
@@ -131,7 +136,7 @@ DAMAGED_HF = {
     ),
     "rope base": (
         lambda d: change(d, rope_parameters={"rope_theta": float("inf")}),
-        "config.json: rope_theta is inf, expected a number above 0",
+        "config.json: rope_parameters.rope_theta is inf, expected a number above 0",
     ),
     "rope on a part of a head": (
         lambda d: change(d, partial_rotary_factor=0.5),
@@ -142,16 +147,111 @@ DAMAGED_HF = {
         "config.json: tie_word_embeddings is 'no', and llama_jax knows False or True only",
     ),
     "three offsets": (
-        lambda d: move(second(d), lambda start, end: [start, end, end]),
-        r"model-00002-\S+.safetensors: is truncated or not safetensors",
+        lambda d: edit_header(second(d), lambda first, _: first["data_offsets"].append(0)),
+        DAMAGED,
     ),
     "offsets below zero": (
-        lambda d: move(second(d), lambda start, end: [start - end, 0]),
-        r"model-00002-\S+: tensor model.layers.\S+ has data_offsets -\d+ to 0, expected \d+ bytes",
+        lambda d: edit_header(second(d), lambda first, _: first.update(data_offsets=[-4, 0])),
+        DAMAGED,
     ),
     "offsets reversed": (
-        lambda d: move(second(d), lambda start, end: [end, start]),
-        r"model-00002-\S+: tensor model.layers.\S+ has data_offsets \d+ to 0, expected \d+ bytes",
+        lambda d: edit_header(second(d), lambda first, _: first["data_offsets"].reverse()),
+        DAMAGED,
+    ),
+    "two tensors share bytes": (
+        lambda d: edit_header(
+            second(d), lambda first, last: last.update(data_offsets=first["data_offsets"])
+        ),
+        DAMAGED,
+    ),
+    "a value inserted": (
+        lambda d: edit_header(second(d), lambda first, _: None, more=bytes(4)),
+        DAMAGED,
+    ),
+    "values after the last": (
+        lambda d: second(d).write_bytes(second(d).read_bytes() + bytes(4)),
+        DAMAGED,
+    ),
+    "header longer than it says": (
+        lambda d: second(d).write_bytes(
+            bytes([second(d).read_bytes()[0] - 2]) + second(d).read_bytes()[1:]
+        ),
+        DAMAGED,
+    ),
+    "weights are a directory": (
+        lambda d: (d / "model.safetensors").mkdir(),
+        "hf/model.safetensors: is damaged or not safetensors",
+    ),
+    "rope scaling beside parameters without": (
+        lambda d: change(d, rope_scaling={"type": "linear", "factor": 4.0}),
+        "config.json: rope_scaling.type is 'linear', and llama_jax knows 'default' only",
+    ),
+    "two rope bases": (
+        lambda d: change(d, rope_theta=10_000.0),
+        "rope_theta is 10000 and rope_parameters.rope_theta is 5000; expected one value",
+    ),
+    "two thousand million layers": (
+        lambda d: change(d, num_hidden_layers=2_000_000_000),
+        "hf: has no tensor model.layers.3.input_layernorm.weight",
+    ),
+    "more layers than a number may say": (
+        lambda d: change(d, num_hidden_layers=10**400),
+        r"num_hidden_layers is 10+\.\.\., expected a whole number above 0 and below 2\*\*31",
+    ),
+    "a number without end": (
+        lambda d: change(d, rms_norm_eps=10**400),
+        r"rms_norm_eps is 10+\.\.\., expected a number above 0",
+    ),
+    "deep JSON": (
+        lambda d: (d / "config.json").write_text('{"a":' * 100_000),
+        "config.json: cannot be read as JSON: maximum recursion depth",
+    ),
+    "index without a map": (
+        lambda d: (d / hf.INDEX).write_text('{"weight_map": [1]}'),
+        r"index.json: weight_map is \[1\], expected an object",
+    ),
+    **{
+        f"index leads to {value!r}": (
+            lambda d, value=value: (d / hf.INDEX).write_text(
+                json.dumps({"weight_map": {"model.norm.weight": value}})
+            ),
+            f"weight_map has tensor model.norm.weight in {value!r}, expected the name of a file",
+        )
+        for value in ("../../x", "sub/x", "/etc/passwd", None, 3)
+    },
+    "tensor in two files": (
+        lambda d: shutil.copy(second(d), d / "model-00003-of-00004.safetensors"),
+        r"model-00003-\S+: has tensor model.layers.\S+, and so has \S+model-00002",
+    ),
+    "head of its own, and tied": (
+        lambda d: change(d, tie_word_embeddings=True),
+        "tensor lm_head.weight is not the embedding, but tie_word_embeddings of config.json",
+    ),
+    "another end of text": (
+        lambda d: change(d, eos_token_id=[2, 5]),
+        r"config.json: eos_token_id is \[2, 5\], and tokenizer.model says 2; .* --tokenizer",
+    ),
+    "another end of generation": (
+        lambda d: (d / "generation_config.json").write_text('{"eos_token_id": 5}'),
+        "generation_config.json: eos_token_id is 5, and tokenizer.model says 2",
+    ),
+    "token added": (
+        lambda d: (d / "added_tokens.json").write_text('{"<|im_end|>": 2048}'),
+        "added_tokens.json: token 2048 is '<|im_end|>', which tokenizer.model has not",
+    ),
+    "token added to tokenizer.json": (
+        lambda d: replace(d / "tokenizer.json", '"content": "</s>"', '"content": "<end>"'),
+        "tokenizer.json: token 2 is '<end>', which tokenizer.model has not",
+    ),
+    "token added to its configuration": (
+        lambda d: (d / "tokenizer_config.json").write_text(
+            '{"added_tokens_decoder": {"7": {"content": "<pad>"}}}'
+        ),
+        "tokenizer_config.json: token 7 is '<pad>', which tokenizer.model has not",
+    ),
+    "added tokens are none": (
+        lambda d: (d / "added_tokens.json").write_text('{"<pad>": "x"}'),
+        "added_tokens.json: its added tokens have no id and content",
     ),
     "no number": (
         lambda d: second(d).write_bytes(second(d).read_bytes()[:-4] + NAN),
@@ -184,34 +284,13 @@ def test_a_tokenizer_of_another_model_is_refused(good, tmp_path):
     refused(copy, tmp_path, "no file .*nowhere.model", tmp_path / "nowhere.model")
 
 
-def _tensor_type(name: str, kind: int) -> bytes:
-    """What a GGUF says of a matrix of 64 x 64: its name, axes, their sizes and its type."""
-    return name.encode() + struct.pack("<IQQI", 2, 64, 64, kind)
-
-
-def test_damaged_ggufs_are_named(good, tmp_path):
-    whole = (good / "gguf/model.gguf").read_bytes()
-    file, heads = tmp_path / "x.gguf", b"llama.attention.head_count"
-    for data, match in (
-        (whole[: len(whole) // 2], r"x.gguf: is truncated: tensor blk.\S+ ends at byte"),
-        (whole[:5000], "x.gguf: is truncated or no GGUF"),
-        (b"GGML" + whole[4:], "x.gguf: is truncated or no GGUF: GGUF magic invalid"),
-        (whole.replace(b"llama", b"qwen9", 1), "general.architecture is 'qwen9'"),
-        (
-            whole.replace(heads + struct.pack("<2I", 4, 4), heads + struct.pack("<2I", 4, 0)),
-            "llama.attention.head_count is 0, expected a whole number above 0",
-        ),
-        (whole[:-4] + NAN, "tensor output.weight has values that are not finite"),
-        (whole.replace(b"blk.1.attn_k.w", b"blk.1.attn_z.w"), "has no tensor blk.1.attn_k.weight"),
-        (
-            whole.replace(
-                _tensor_type("blk.0.attn_q.weight", 0), _tensor_type("blk.0.attn_q.weight", 26)
-            ),
-            "tensor blk.0.attn_q.weight is of type I32, which the gguf package cannot dequantise",
-        ),
-    ):
-        file.write_bytes(data)
-        refused(file, tmp_path, match)
+def test_the_single_file_is_taken_as_transformers_does(good, runs, tmp_path):
+    """An index of other files beside it is an old one."""
+    hf_dir = tmp_path / "hf"
+    export(runs / "mha", hf_dir, "hf", verify=False)
+    shutil.copy(good / "hf" / hf.INDEX, hf_dir)
+    import_model(hf_dir, tmp_path / "run", None)
+    assert matrix_fingerprints(tmp_path / "run") == matrix_fingerprints(runs / "mha")
 
 
 def test_what_cannot_be_written_is_named_and_leaves_nothing(good, tmp_path, monkeypatch):
@@ -243,7 +322,11 @@ def test_damaged_llama2c_files_are_named(tmp_path):
     header = struct.pack("<7i", 8, 16, 1, 2, 2, 10, 4)
     for data, match in (
         (b"abc", "x.bin: is truncated: 3 bytes"),
-        (header + bytes(400), "x.bin: is truncated: tensor layers/attn/wq_DGRK ends at byte"),
+        (header + bytes(400), "x.bin: is truncated: has 428 bytes, and its header asks for 3068"),
+        (
+            struct.pack("<7i", 1, 1, 2**31 - 1, 1, 1, 1, 1) + bytes(400),
+            "x.bin: is truncated: has 428 bytes, and its header asks for",
+        ),
         (bytes(100), "x.bin: is no model of llama2.c"),
         (header + bytes(10_000), "x.bin: has 10028 bytes, and its header asks for"),
     ):

@@ -134,7 +134,11 @@ def convert(
     proven = verify and form.open_files is not None
     notes = [EXTRA_SPACES] if form.open_files and loses_spaces(source, form) else []
     draft = out.with_name(out.name + UNPROVEN)
-    shutil.rmtree(draft, ignore_errors=True)
+    if draft.exists():
+        raise UserError(
+            f"--out: {draft} is there already, of an export that was refused or cut short; remove "
+            "it, or give another name"
+        )
     meter = Meter((1 + proven * passes(dtype)) * 4 * num_values(source.cfg))
     try:
         metered = source.observed(lambda num_bytes: meter.add(num_bytes, "writing"))

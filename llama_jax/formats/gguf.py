@@ -1,5 +1,6 @@
 """GGUF, llama.cpp's format: one file, by the gguf package's writer and quantisers."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from llama_jax.formats.parameters import (
     interleave_rope,
     name_in,
     names_in,
+    parameters,
     shapes,
 )
 from llama_jax.formats.proofs import gguf as proof
-from llama_jax.formats.weights import Weights, check_divisor, check_tensors, positive
+from llama_jax.formats.weights import Weights, check_divisor, check_tensors, positive, printable
 
 NAMES = {
     "embedding": "token_embd.weight",
@@ -37,6 +39,24 @@ NAMES = {
 }
 FILE = "model.gguf"
 QUANTISED = ("q8_0", "q4_0")
+# What is read of llama.cpp's keys, and what the others may be: without effect.
+READ = {
+    f"llama.{key}"
+    for key in (
+        *("context_length", "embedding_length", "block_count", "feed_forward_length"),
+        *("rope.dimension_count", "rope.freq_base", "attention.head_count"),
+        *("attention.head_count_kv", "attention.key_length", "attention.value_length"),
+        *("attention.layer_norm_rms_epsilon", "vocab_size"),
+    )
+}
+UNSCALED = {
+    "llama.rope.scaling.type": ("none",),
+    "llama.rope.scaling.factor": (0.0, 1.0),
+    "llama.rope.scale_linear": (0.0, 1.0),
+    "llama.rope.scaling.finetuned": (False,),
+    "llama.expert_count": (0,),
+    "llama.expert_used_count": (0,),
+}
 BLOCK = 32  # values of a row that share a scale, in both
 
 
@@ -150,13 +170,25 @@ def read(path: Path) -> Weights:
         found = reader.fields.get(key)
         if found is None and default is None:
             raise UserError(f"{file}: has no field {key}")
-        return default if found is None else found.contents()
+        try:
+            return default if found is None else found.contents()
+        except ValueError as e:
+            raise UserError(f"{file}: {key} is damaged: {e}") from e
 
-    def check(key: str, got: Any, accepted: Any) -> None:
-        if got != accepted:
-            raise UserError(f"{file}: {key} is {got!r}, and llama_jax knows {accepted!r} only")
+    def check(key: str, got: Any, *accepted: Any) -> None:
+        if got not in accepted:
+            known = " or ".join(map(repr, accepted))
+            raise UserError(f"{file}: {key} is {printable(got)}, and llama_jax knows {known} only")
 
     check("general.architecture", field("general.architecture"), "llama")
+    if (parts := field("split.count", 1)) != 1:
+        raise UserError(
+            f"{file}: is one of {parts} parts (split.count); expected one file: put them together "
+            "with llama-gguf-split --merge"
+        )
+    for key in reader.fields:
+        if key.startswith("llama.") and key not in READ:
+            check(key, field(key), *UNSCALED.get(key, ()))
     stored = {
         t.name: (t.data_offset, t.data.dtype, t.data.shape, t.tensor_type) for t in reader.tensors
     }
@@ -174,7 +206,6 @@ def read(path: Path) -> Weights:
         ("head_count_kv", kv_heads, "attention.head_count", heads),
     ):
         check_divisor(file, f"llama.attention.{key}", value, f"llama.{of}", size)
-    check("llama.rope.scaling.type", field("llama.rope.scaling.type", "none"), "none")
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         check(f"llama.{key}", field(f"llama.{key}", dim // heads), dim // heads)
     cfg = ModelConfig(
@@ -191,9 +222,9 @@ def read(path: Path) -> Weights:
     for kind, name in {t.tensor_type: t.name for t in reversed(reader.tensors)}.items():
         _check_type(file, name, kind)
     found = {t.name: (file, tuple(map(int, reversed(t.shape)))) for t in reader.tensors}
-    check_tensors(
-        found, {k: shapes(cfg)[parameter.role] for k, parameter in names_in(NAMES, cfg).items()}
-    )
+    all_shapes = shapes(cfg)
+    expected = ((name_in(NAMES, p), all_shapes[p.role]) for p in parameters(cfg))
+    check_tensors(file, found, expected)
 
     def matrix(parameter: Parameter) -> np.ndarray:
         offset, dtype, shape, kind = stored[name_in(NAMES, parameter)]
@@ -214,19 +245,36 @@ def read(path: Path) -> Weights:
 
 
 def _open(file: Path):
+    """Return the gguf package's reader, which looks at nothing of what llama.cpp would refuse."""
     import gguf
 
     class Reader(gguf.GGUFReader):
+        def _get(self, offset, dtype, count=1, override_order=None):
+            end = offset + np.dtype(dtype).itemsize * int(count)
+            if end > self.data.size:
+                raise ValueError(f"it ends at byte {self.data.size}, within a field")
+            return super()._get(offset, dtype, count, override_order)
+
         def _build_tensors(self, start_offs, fields):
+            if self.byte_order != "I":
+                raise UserError(f"{file}: its numbers are big-endian; expected llama.cpp's own")
+            expected = 0
             for field in fields:
                 _, name, _, dims, kind, offset = field.parts
                 block, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind[0])]
-                end = start_offs + int(offset[0]) + int(np.prod(dims)) // block * num_bytes
+                where = f"{file}: tensor {bytes(name).decode()}"
+                if int(offset[0]) != expected:
+                    raise UserError(f"{where} is at {offset[0]}, expected {expected}")
+                shape = [int(n) for n in dims]
+                if not shape or min(shape) < 1 or shape[0] % block:
+                    raise UserError(f"{where} is of shape {shape[::-1]}, in blocks of {block}")
+                end = start_offs + expected + math.prod(shape) // block * num_bytes
                 if end > self.data.size:
                     raise UserError(
                         f"{file}: is truncated: tensor {bytes(name).decode()} ends at byte {end}, "
                         f"the file at {self.data.size}"
                     )
+                expected = -(-(end - start_offs) // self.alignment) * self.alignment
             super()._build_tensors(start_offs, fields)
 
     try:
@@ -262,17 +310,35 @@ def _read_vocabulary(file: Path, field) -> bytes:
             f"{file}: tokenizer.ggml.model is {field('tokenizer.ggml.model')!r}, and llama_jax "
             "knows SentencePiece's, 'llama', only"
         )
-    pieces, scores, types = (
+    if field("tokenizer.ggml.add_space_prefix", True) is not True:
+        raise UserError(
+            f"{file}: tokenizer.ggml.add_space_prefix is false, and llama_jax knows true only"
+        )
+    pieces, scores, types = lists = [
         field(f"tokenizer.ggml.{key}") for key in ("tokens", "scores", "token_type")
-    )
+    ]
+    for key, values, kind in zip(
+        ("tokens", "scores", "token_type"), lists, (str, float, int), strict=True
+    ):
+        if not isinstance(values, list) or len(values) != len(pieces) or not values:
+            raise UserError(f"{file}: tokenizer.ggml.{key} has not a value for each of the tokens")
+        if not all(type(value) is kind for value in values):
+            raise UserError(f"{file}: tokenizer.ggml.{key} is not of {kind.__name__} only")
+    if wrong := set(types) - set(range(vocabulary.NORMAL, vocabulary.BYTE + 1)):
+        raise UserError(f"{file}: tokenizer.ggml.token_type has {min(wrong)}, expected 1 to 6")
     num_pieces = len(pieces)
-    while types[num_pieces - 1] == vocabulary.UNUSED:  # rows without a piece
+    while num_pieces and types[num_pieces - 1] == vocabulary.UNUSED:  # rows without a piece
         num_pieces -= 1
     special = {
         "unk_id": field("tokenizer.ggml.unknown_token_id", 0),
         "bos_id": field("tokenizer.ggml.bos_token_id"),
         "eos_id": field("tokenizer.ggml.eos_token_id"),
     }
+    for name, i in special.items():
+        if type(i) is not int or not 0 <= i < num_pieces:
+            raise UserError(
+                f"{file}: the token {name} is {printable(i)}, expected one of {num_pieces} tokens"
+            )
     return vocabulary.sentencepiece(
         pieces[:num_pieces],
         scores[:num_pieces],

@@ -1,10 +1,14 @@
 """Hugging Face: sharded safetensors, config.json, tokenizer.json, for transformers 4 and 5."""
 
 import math
+from operator import index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llama_jax.config import ModelConfig, UserError
+from llama_jax.data import tokenizer as sentencepieces
 from llama_jax.formats import safetensors, vocabulary
 from llama_jax.formats.format import Format
 from llama_jax.formats.parameters import (
@@ -12,7 +16,6 @@ from llama_jax.formats.parameters import (
     Parameter,
     cast,
     name_in,
-    names_in,
     num_values,
     parameters,
     shapes,
@@ -24,6 +27,7 @@ from llama_jax.formats.weights import (
     check_divisor,
     check_tensors,
     positive,
+    printable,
     read_if_there,
     read_json,
     write_json,
@@ -43,7 +47,7 @@ NAMES = {
     "final_norm": "model.norm.weight",
     "head": "lm_head.weight",
 }
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def write(weights: Weights, out: Path, dtype: str, shard_bytes: int) -> None:
@@ -68,7 +72,7 @@ def write(weights: Weights, out: Path, dtype: str, shard_bytes: int) -> None:
         for i, shard in enumerate(shards)
     }
     if len(shards) == 1:
-        files = {"model.safetensors": shards[0]}
+        files = {SINGLE: shards[0]}
     for name, shard in files.items():
         _write_shard(weights, out / name, dtype, shard)
     if len(shards) > 1:
@@ -154,11 +158,20 @@ def read(directory: Path) -> Weights:
     file = directory / "config.json"
     config = read_json(file)
     cfg, seq_len = _model_config(file, config), config.get("max_position_embeddings", 2048)
-    found = tensors(directory)
-    names = names_in(NAMES, cfg)
-    expected = {name: shapes(cfg)[parameter.role] for name, parameter in names.items()}
+    found, all_shapes = tensors(directory), shapes(cfg)
+    expected = ((name_in(NAMES, p), all_shapes[p.role]) for p in parameters(cfg))
     ignored = ["rotary_emb.inv_freq", *([NAMES["head"]] if cfg.tie_embeddings else [])]
-    check_tensors({k: (t.file, t.shape) for k, t in found.items()}, expected, ignored)
+    files = {name: (tensor.file, tensor.shape) for name, tensor in found.items()}
+    check_tensors(directory, files, expected, ignored)
+    embedding = found[NAMES["embedding"]]
+    if cfg.tie_embeddings and NAMES["head"] in found:
+        head = found[NAMES["head"]]
+        if head.shape != embedding.shape or not np.array_equal(head.read(), embedding.read()):
+            raise UserError(
+                f"{head.file}: tensor {NAMES['head']} is not the embedding, but "
+                "tie_word_embeddings of config.json is true: transformers 4 would take the "
+                "embedding, and 5 the tensor; expected one of them: delete the other"
+            )
 
     def where(parameter: Parameter) -> str:
         name = name_in(NAMES, parameter)
@@ -168,7 +181,7 @@ def read(directory: Path) -> Weights:
         name=directory.name,
         cfg=cfg,
         seq_len=positive(int, file, "max_position_embeddings", seq_len),
-        dtype=found[NAMES["embedding"]].dtype_name,
+        dtype=embedding.dtype,
         matrix=lambda parameter: found[name_in(NAMES, parameter)].read(),
         where=where,
         read_tokenizer=lambda: _read_tokenizer(directory, config),
@@ -179,8 +192,11 @@ def read(directory: Path) -> Weights:
 def _read_tokenizer(directory: Path, config: dict) -> bytes | None:
     """Return tokenizer.model, or what tokenizer.json says in its stead."""
     file = directory / "tokenizer.json"
-    if (directory / "tokenizer.model").exists() or not file.exists():
-        return read_if_there(directory / "tokenizer.model")
+    model = read_if_there(directory / "tokenizer.model")
+    if model is not None:
+        _check_beside(directory, config, model)
+    if model is not None or not file.exists():
+        return model
     try:
         return vocabulary.from_hugging_face(
             read_json(file), config["bos_token_id"], config["eos_token_id"]
@@ -192,11 +208,53 @@ def _read_tokenizer(directory: Path, config: dict) -> bytes | None:
         ) from e
 
 
+def _check_beside(directory: Path, config: dict, model: bytes) -> None:
+    """Raise UserError if other files have tokens that tokenizer.model has not, or another end of
+    text: what is trained or sampled would be another model."""
+    processor = sentencepieces.from_bytes(model, f"{directory}: the tokenizer")
+    instead = "expected the same, or with --tokenizer the one to take"
+    special = {"bos_token_id": (1, processor.bos_id()), "eos_token_id": (2, processor.eos_id())}
+    generation = directory / "generation_config.json"
+    files = [("config.json", {field: default for field, (default, _) in special.items()} | config)]
+    if generation.exists():
+        files.append((generation.name, read_json(generation)))
+    for name, values in files:
+        for field, (_, expected) in special.items():
+            if (got := values.get(field, expected)) != expected:
+                raise UserError(
+                    f"{directory / name}: {field} is {printable(got)}, and tokenizer.model says "
+                    f"{expected}; {instead}"
+                )
+    for name in ("added_tokens.json", "tokenizer_config.json", "tokenizer.json"):
+        for i, text in _added_tokens(directory / name):
+            if not 0 <= i < processor.vocab_size() or processor.id_to_piece(i) != text:
+                raise UserError(
+                    f"{directory / name}: token {i} is {printable(text)}, which tokenizer.model "
+                    f"has not; {instead}"
+                )
+
+
+def _added_tokens(file: Path) -> list[tuple[int, str]]:
+    """Return id and text of the tokens that one of transformers' three files adds, if it is there.
+    Raise UserError."""
+    values = read_json(file) if file.exists() else {}
+    try:
+        if file.name == "added_tokens.json":
+            return [(index(i), text) for text, i in values.items()]
+        if file.name == "tokenizer.json":
+            return [(index(t["id"]), t["content"]) for t in values.get("added_tokens", [])]
+        added = values.get("added_tokens_decoder", {})
+        return [(int(i), token["content"]) for i, token in added.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{file}: its added tokens have no id and content") from e
+
+
 def _model_config(file: Path, config: dict) -> ModelConfig:
     def check(field: str, got, *accepted) -> None:
         if got not in accepted:
             known = " or ".join(map(repr, accepted))
-            raise UserError(f"{file}: {field} is {got!r}, and llama_jax knows {known} only")
+            given = printable(got)
+            raise UserError(f"{file}: {field} is {given}, and llama_jax knows {known} only")
 
     def number(kind: type, field: str, default: float | None = None) -> Any:
         value = config.get(field)
@@ -207,11 +265,25 @@ def _model_config(file: Path, config: dict) -> ModelConfig:
     kv_heads = number(int, "num_key_value_heads", heads)
     check_divisor(file, "num_attention_heads", heads, "hidden_size", dim)
     check_divisor(file, "num_key_value_heads", kv_heads, "num_attention_heads", heads)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{file}: rope_parameters is {rope!r}, expected an object")
-    config = config | rope
-    check("rope_type", rope.get("rope_type", rope.get("type", "default")), "default")
+    # transformers 5 reads rope_scaling and then rope_parameters, 4 rope_theta and rope_scaling.
+    thetas = {"rope_theta": config.get("rope_theta")}
+    for field in ("rope_parameters", "rope_scaling"):
+        rope = config.get(field) or {}
+        if not isinstance(rope, dict):
+            raise UserError(f"{file}: {field} is {printable(rope)}, expected an object")
+        for key, value in rope.items():
+            if key == "rope_theta":
+                thetas[f"{field}.rope_theta"] = value
+            elif key == "partial_rotary_factor":
+                check(f"{field}.{key}", value, 1)
+            else:
+                check(f"{field}.{key}", value, *["default"] * (key in ("rope_type", "type")))
+    thetas = {k: positive(float, file, k, v) for k, v in thetas.items() if v is not None}
+    if len(set(thetas.values())) > 1:
+        raise UserError(
+            f"{file}: {' and '.join(f'{k} is {v:g}' for k, v in thetas.items())}; expected one "
+            "value: transformers 4 and 5 would take different ones"
+        )
     check("partial_rotary_factor", config.get("partial_rotary_factor", 1), 1)
     check("head_dim", config.get("head_dim"), dim // heads, None)
     check("hidden_act", config.get("hidden_act", "silu"), "silu")
@@ -227,28 +299,43 @@ def _model_config(file: Path, config: dict) -> ModelConfig:
         mlp_dim_override=number(int, "intermediate_size"),
         vocab_size=number(int, "vocab_size"),
         norm_eps=number(float, "rms_norm_eps"),
-        rope_theta=number(float, "rope_theta", 10_000.0),
+        rope_theta=next(iter(thetas.values()), 10_000.0),
         tie_embeddings=config.get("tie_word_embeddings", False),
     )
 
 
 def tensors(directory: Path) -> dict[str, StoredArray]:
-    """Return every tensor of the files that the index names, or of the only one."""
-    if (directory / INDEX).exists():
-        weight_map = read_json(directory / INDEX).get("weight_map", {})
-        files = [directory / name for name in sorted(set(weight_map.values()))]
-        for file in files:
-            if not file.exists():
-                name = min(k for k, v in weight_map.items() if v == file.name)
-                raise UserError(f"{file}: is missing, and {INDEX} says it holds tensor {name}")
-    else:
-        weight_map, files = {}, [directory / "model.safetensors"]
-        if not files[0].exists():
-            raise UserError(f"{directory}: has neither {INDEX} nor {files[0].name}")
-    found = {name: tensor for file in files for name, tensor in safetensors.read(file).items()}
-    for name, file in weight_map.items():
-        if name not in found or found[name].file.name != file:
-            raise UserError(f"{directory / file}: has no tensor {name}, but {INDEX} says so")
+    """Return every tensor of the files that transformers takes: the only one, or those of an index.
+
+    Raise UserError.
+    """
+    single, file = directory / SINGLE, directory / INDEX
+    if single.exists():
+        return safetensors.read(single)
+    if not file.exists():
+        raise UserError(f"{directory}: has neither {INDEX} nor {SINGLE}")
+    weight_map = read_json(file).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise UserError(f"{file}: weight_map is {printable(weight_map)}, expected an object")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise UserError(
+                f"{file}: weight_map has tensor {name} in {printable(shard)}, expected the name of "
+                "a file beside it"
+            )
+        if not (directory / shard).exists():
+            raise UserError(
+                f"{directory / shard}: is missing, and {INDEX} says it holds tensor {name}"
+            )
+    found: dict[str, StoredArray] = {}
+    for shard in sorted(set(weight_map.values())):
+        for name, tensor in safetensors.read(directory / shard).items():
+            if name in found:
+                raise UserError(f"{tensor.file}: has tensor {name}, and so has {found[name].file}")
+            found[name] = tensor
+    for name, shard in weight_map.items():
+        if name not in found or found[name].file.name != shard:
+            raise UserError(f"{directory / shard}: has no tensor {name}, but {INDEX} says so")
     return found
 
 

@@ -9,14 +9,14 @@ import numpy as np
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.formats.format import Format
 from llama_jax.formats.parameters import (
-    DTYPES,
     NAMES,
     OF_LAYERS,
     Parameter,
     deinterleave_rope,
+    num_values,
     shapes,
 )
-from llama_jax.formats.weights import StoredArray, Weights
+from llama_jax.formats.weights import Weights
 
 HEADER = struct.Struct("<7i")
 ORDER = (
@@ -52,31 +52,22 @@ def read(file: Path) -> Weights:
         norm_eps=1e-5,
         tie_embeddings=vocab > 0,  # which is how the file says it
     )
-    tensors: dict[Parameter, StoredArray] = {}
-    offset = HEADER.size
-
-    def add(role: str, layer: int | None = None) -> None:
-        nonlocal offset
-        tensor = StoredArray(file, DTYPES["f32"], shapes(cfg)[role], offset)
-        tensors[Parameter(role, layer)] = tensor
-        offset += 4 * math.prod(tensor.shape)
-        if offset > size:
-            raise UserError(
-                f"{file}: is truncated: tensor {NAMES[role]} ends at byte {offset}, the file at "
-                f"{size}"
-            )
-
-    for role in ORDER:
-        for layer in range(layers) if role in OF_LAYERS else [None]:
-            add(role, layer)
-    offset += 4 * seq_len * cfg.head_dim  # tables of sines and cosines
-    if not cfg.tie_embeddings:
-        add("head")
-    if offset != size:
-        raise UserError(f"{file}: has {size} bytes, and its header asks for {offset}")
+    tables = seq_len * cfg.head_dim  # of sines and cosines
+    needed = HEADER.size + 4 * (num_values(cfg) + tables)
+    if needed != size:
+        cut = "is truncated: " if needed > size else ""
+        raise UserError(f"{file}: {cut}has {size} bytes, and its header asks for {needed}")
+    starts, end = {}, HEADER.size
+    for role in (*ORDER, "head"):
+        starts[role] = end + 4 * tables * (role == "head")
+        end += 4 * math.prod(shapes(cfg).get(role, ())) * (layers if role in OF_LAYERS else 1)
 
     def matrix(parameter: Parameter) -> np.ndarray:
-        return deinterleave_rope(tensors[parameter].read(), parameter.role, cfg)
+        role, layer = parameter
+        shape = shapes(cfg)[role]
+        start = starts[role] + 4 * math.prod(shape) * (layer or 0)
+        values = np.fromfile(file, np.float32, math.prod(shape), offset=start)
+        return deinterleave_rope(values.reshape(shape), role, cfg)
 
     return Weights(
         name=file.stem,

@@ -15,6 +15,7 @@ from llama_jax.formats.parameters import (
     interleave_rope,
     name_in,
     names_in,
+    parameters,
     shapes,
 )
 from llama_jax.formats.proofs import meta as proof
@@ -23,6 +24,7 @@ from llama_jax.formats.weights import (
     check_divisor,
     check_tensors,
     positive,
+    printable,
     read_if_there,
     read_json,
     write_json,
@@ -41,6 +43,11 @@ NAMES = {
     "down": "layers.{}.feed_forward.w2.weight",
     "final_norm": "norm.weight",
     "head": "output.weight",
+}
+FIELDS = {  # of params.json, all that Meta's code takes
+    *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"),
+    *("ffn_dim_multiplier", "norm_eps", "rope_theta", "use_scaled_rope"),
+    *("max_batch_size", "max_seq_len"),
 }
 # The axis of [out, in] along which the shards of a model-parallel job split a matrix: what each
 # of them computes alone. Norms are in every shard.
@@ -130,6 +137,8 @@ def read(directory: Path) -> Weights:
     params = read_json(file)
     dim, heads = (positive(int, file, field, params.get(field)) for field in ("dim", "n_heads"))
     kv_heads = positive(int, file, "n_kv_heads", params.get("n_kv_heads") or heads)
+    for field in params.keys() - FIELDS:
+        raise UserError(f"{file}: {field} is of no LLaMA that llama_jax knows")
     if params.get("use_scaled_rope"):
         raise UserError(f"{file}: use_scaled_rope is true, and llama_jax knows false only")
     check_divisor(file, "n_heads", heads, "dim", dim)
@@ -158,25 +167,33 @@ def read(directory: Path) -> Weights:
         norm_eps=positive(float, file, "norm_eps", params.get("norm_eps")),
         rope_theta=positive(float, file, "rope_theta", params.get("rope_theta", 10_000.0)),
     )
-    names = names_in(NAMES, cfg)
+    if (rows := params.get("vocab_size", -1)) not in (-1, cfg.vocab_size):
+        raise UserError(
+            f"{file}: vocab_size is {printable(rows)}, and tensor {embedding} has {cfg.vocab_size} "
+            "rows"
+        )
+    parts = {role: _part(shape, role, len(files)) for role, shape in shapes(cfg).items()}
     for path, shard in zip(files, found, strict=True):
-        expected = {
-            name: _part(shapes(cfg)[parameter.role], parameter.role, len(files))
-            for name, parameter in names.items()
-        }
-        check_tensors({k: (path, t.shape) for k, t in shard.items()}, expected, ["rope.freqs"])
+        expected = ((name_in(NAMES, p), parts[p.role]) for p in parameters(cfg))
+        stored = {name: (path, tensor.shape) for name, tensor in shard.items()}
+        check_tensors(path, stored, expected, ["rope.freqs"])
 
     def matrix(parameter: Parameter) -> np.ndarray:
         name = name_in(NAMES, parameter)
         shards = [shard[name].read() for shard in found]
-        whole = shards[0] if shards[0].ndim == 1 else np.concatenate(shards, _axis(parameter.role))
-        return deinterleave_rope(whole, parameter.role, cfg)
+        if shards[0].ndim > 1:
+            whole = np.concatenate(shards, _axis(parameter.role))
+            return deinterleave_rope(whole, parameter.role, cfg)
+        for path, values in zip(files, shards, strict=True):
+            if not np.array_equal(values, shards[0], equal_nan=True):
+                raise UserError(f"{path}: tensor {name} is not the same as in {files[0].name}")
+        return shards[0]
 
     return Weights(
         name=directory.name,
         cfg=cfg,
         seq_len=2048,  # the format does not say
-        dtype=first[embedding].dtype_name,
+        dtype=first[embedding].dtype,
         matrix=matrix,
         where=lambda parameter: f"{directory}: tensor {name_in(NAMES, parameter)}",
         read_tokenizer=lambda: read_if_there(directory / "tokenizer.model"),

@@ -5,6 +5,7 @@ and so do all functions that hand one on; our parameters have their input axes f
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -88,11 +89,13 @@ def num_values(cfg: ModelConfig) -> int:
     return sum(map(math.prod, native_shapes(cfg).values()))
 
 
-def parameters(cfg: ModelConfig) -> list[Parameter]:
-    """Return every matrix of the model, in a file's order."""
-    layers = [Parameter(role, layer) for layer in range(cfg.num_layers) for role in OF_LAYERS]
-    outside = [Parameter(role) for role in shapes(cfg) if role not in OF_LAYERS]
-    return [outside[0], *layers, *outside[1:]]
+def parameters(cfg: ModelConfig) -> Iterator[Parameter]:
+    """Yield every matrix of the model, in a file's order."""
+    first, *last = (Parameter(role) for role in shapes(cfg) if role not in OF_LAYERS)
+    yield first
+    for layer in range(cfg.num_layers):
+        yield from (Parameter(role, layer) for role in OF_LAYERS)
+    yield from last
 
 
 def name_in(template: dict[str, str], parameter: Parameter) -> str:

@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from llama_jax.config import UserError
 from llama_jax.formats.parameters import DTYPES
-from llama_jax.formats.weights import StoredArray
+from llama_jax.formats.weights import StoredArray, printable
 
 
 def import_torch() -> Any:
@@ -67,21 +68,14 @@ class Writer:
 
 
 def read(path: Path) -> dict[str, StoredArray]:
-    """Return where in a file its tensors are, by name. Nothing but tensors is ever unpickled.
+    """Return the tensors of a file, by name. Nothing but tensors is ever unpickled.
 
     Raise UserError.
     """
     torch = import_torch()
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{path}: is truncated, or not the zip file that torch.save writes since PyTorch 1.6; "
-            "expected that one: load it with torch, and save it again"
-        )
+    records = _records(path)
     try:
-        with (
-            torch._subclasses.FakeTensorMode()
-        ):  # which leaves the values in the file and says where
-            values = torch.load(path, map_location="cpu", weights_only=True)
+        values = _load(path)
     except Exception as e:  # pickle, zip and torch each have kinds of their own
         reason = str(e).strip().splitlines()[0] if str(e) else type(e).__name__
         raise UserError(
@@ -92,6 +86,8 @@ def read(path: Path) -> dict[str, StoredArray]:
     dtypes = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
     tensors = {}
     for name, value in values.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: holds {printable(name)}, expected tensors by name")
         if not isinstance(value, torch.Tensor):
             raise UserError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
         if value.dtype not in dtypes:
@@ -99,9 +95,68 @@ def read(path: Path) -> dict[str, StoredArray]:
                 f"{path}: tensor {name} is of type {value.dtype}, expected "
                 f"{', '.join(map(str, dtypes))}"
             )
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise UserError(f"{path}: tensor {name} is without values, or sparse")
         if not value.is_contiguous():
             raise UserError(f"{path}: tensor {name} is not stored row by row")
-        start = value.untyped_storage()._checkpoint_offset
-        start += value.storage_offset() * value.element_size()
-        tensors[name] = StoredArray(path, DTYPES[dtypes[value.dtype]], tuple(value.shape), start)
+        read = partial(_read_tensor, path, name)
+        tensors[name] = StoredArray(path, dtypes[value.dtype], tuple(value.shape), read)
+    _check_sizes(path, records, values)
     return tensors
+
+
+def _load(path: Path) -> Any:
+    """Return what torch reads, as a mapping of the file: its values take memory once they are
+    looked at, for as long as one of the tensors is there."""
+    return import_torch().load(path, map_location="cpu", mmap=True, weights_only=True)
+
+
+def _read_tensor(path: Path, name: str) -> np.ndarray:
+    return _load(path)[name].detach().float().numpy()
+
+
+def _records(path: Path) -> list[zipfile.ZipInfo]:
+    """Return the records of the tensors' values, as they lie in the file.
+
+    Raise UserError for what torch maps wrong, without a word: records that are compressed, or
+    twice there, or of machines with the other order of bytes.
+    """
+    again = "load it with torch, and save it again"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            for e in entries:
+                if e.compress_type != zipfile.ZIP_STORED or e.compress_size != e.file_size:
+                    raise UserError(f"{path}: its record {e.filename} is compressed; {again}")
+                if e.filename.endswith("/byteorder") and archive.read(e) != b"little":
+                    raise UserError(f"{path}: its numbers are big-endian; {again} on this machine")
+    except UserError:
+        raise
+    except Exception as e:  # zipfile has many kinds, by what is damaged
+        raise UserError(
+            f"{path}: is truncated, or not the zip file that torch.save writes since PyTorch 1.6; "
+            f"expected that one: {again}"
+        ) from e
+    if len({entry.filename for entry in entries}) < len(entries):
+        raise UserError(f"{path}: holds two records of one name; {again}")
+    data = [e for e in entries if e.filename.partition("/")[2].startswith("data/") and e.file_size]
+    return sorted(data, key=lambda entry: entry.header_offset)
+
+
+def _check_sizes(path: Path, records: list[zipfile.ZipInfo], tensors: dict[str, Any]) -> None:
+    """Raise UserError unless each record is as long as the tensors in it need, which torch does not
+    look at: it would go on reading in the next."""
+    needed = {}  # by place, since tensors may share one
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            needed[storage.data_ptr()] = name, storage.nbytes()
+    if len(needed) != len(records):
+        raise UserError(f"{path}: has {len(records)} records for the values of {len(needed)}")
+    for record, place in zip(records, sorted(needed), strict=True):
+        name, num_bytes = needed[place]
+        if record.file_size != num_bytes:
+            raise UserError(
+                f"{path}: tensor {name} takes {num_bytes} bytes, and its record has "
+                f"{record.file_size}"
+            )

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import numpy as np
 
 from llama_jax.config import ModelConfig, UserError
 from llama_jax.formats import vocabulary
-from llama_jax.formats.parameters import DTYPES, Parameter
+from llama_jax.formats.parameters import Parameter
+
+MOST = 2**31 - 1  # of any size, as in all programs that the formats are of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,52 +59,47 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class StoredArray:
-    """Where in a file an array lies."""
+    """An array in a file, unread."""
 
     file: Path
-    dtype: np.dtype
+    dtype: str  # of DTYPES
     shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def dtype_name(self) -> str:
-        return next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
-
-    def read(self) -> np.ndarray:
-        """Return the array as fp32."""
-        size = math.prod(self.shape)
-        values = np.fromfile(self.file, self.dtype, size, offset=self.offset)
-        return values.reshape(self.shape).astype(np.float32, copy=False)
+    read: Callable[[], np.ndarray]  # as fp32
 
 
 def check_tensors(
+    where: Path,
     found: dict[str, tuple[Path, tuple[int, ...]]],
-    expected: dict[str, tuple[int, ...]],
+    expected: Iterable[tuple[str, tuple[int, ...]]],
     ignored: Iterable[str] = (),
 ) -> None:
     """Raise UserError, naming file and tensor, unless what was found is what was expected.
 
-    found: (file, shape) of each tensor. ignored: endings of names that may be there.
+    where: the model. found: (file, shape) of each tensor. expected: names and shapes, which may
+    come without end, as of two thousand million layers. ignored: endings of names that may be
+    there.
     """
-    where = next(iter(found.values()))[0].parent if found else "the files"
-    for name, shape in expected.items():
+    known = set()
+    for name, shape in expected:
         if name not in found:
             raise UserError(f"{where}: has no tensor {name}, which the model's configuration needs")
         file, got = found[name]
         if got != shape:
             raise UserError(f"{file}: tensor {name} has shape {got}, expected {shape}")
+        known.add(name)
     for name, (file, _) in found.items():
-        if name not in expected and not name.endswith(tuple(ignored)):
+        if name not in known and not name.endswith(tuple(ignored)):
             raise UserError(f"{file}: tensor {name} is of no LLaMA that llama_jax knows")
 
 
 def positive(kind: type, file: Path, field: str, value: Any) -> Any:
     """Return a value of a model's configuration as an int or a float. Raise UserError if it is
     none above 0."""
-    accepted = "whole number" if kind is int else "number"
+    accepted = "whole number above 0 and below 2**31" if kind is int else "number above 0"
     given = type(value) is int or (kind is float and type(value) is float)
-    if not given or not 0 < value < math.inf:
-        raise UserError(f"{file}: {field} is {value!r}, expected a {accepted} above 0")
+    largest = MOST if kind is int else sys.float_info.max
+    if not given or not 0 < value <= largest:
+        raise UserError(f"{file}: {field} is {printable(value)}, expected a {accepted}")
     return kind(value)
 
 
@@ -112,13 +109,22 @@ def check_divisor(file: Path, field: str, value: int, of: str, size: int) -> Non
 
 
 def read_if_there(file: Path) -> bytes | None:
-    return file.read_bytes() if file.exists() else None
+    try:
+        return file.read_bytes() if file.exists() else None
+    except OSError as e:
+        raise UserError(f"{file}: cannot be read: {e.strerror}") from e
+
+
+def printable(value: Any) -> str:
+    """Return a value of a file in a line that is not long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
 
 
 def read_json(file: Path) -> dict:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{file}: cannot be read as JSON: {e}") from e
     if not isinstance(value, dict):
         raise UserError(f"{file}: holds no JSON object")
