@@ -32,6 +32,6 @@ class Format:
     # fp32 values of a matrix as the files of a dtype hold them.
     rounded: Callable[[np.ndarray, str, Parameter, ModelConfig], np.ndarray] = _rounded
 
-    # Proving: the files in a directory, opened by an independent reader.
-    open_files: Callable[[Path, Weights], Files] | None = None
+    # Proving: open_files(directory, weights, dtype) by an independent reader.
+    open_files: Callable[[Path, Weights, str], Files] | None = None
     keeps_spaces: bool = False  # its programs remove no extra spaces, even if the tokenizer does

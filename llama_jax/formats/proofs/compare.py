@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.config import ModelConfig
+from llama_jax.data.tokenizer import MUST_SURVIVE
 from llama_jax.formats.parameters import DTYPES, parameters
 from llama_jax.formats.proofs.files import Files, Tensor, Unreadable
 from llama_jax.formats.proofs.forward import logits_of_files
@@ -69,22 +70,37 @@ def rounding(x: np.ndarray, dtype: str) -> np.ndarray | float:
         return np.abs(x) * float(info.eps / 2) + float(info.smallest_subnormal)
     if x.ndim == 1 or x.shape[1] % 32:  # GGUF keeps these in f32
         return 0.0
-    blocks = np.abs(x).reshape(len(x), -1, 32).max(-1)
+    blocks = x.reshape(len(x), -1, 32)
     # A scale is 1/127 or 1/8 of a block's largest value, rounded to f16, and multiplies 127 or 8 at
-    # the most. q4_0 has no +8, and gives +7 in its place.
-    largest, scales = (127, 0.5) if dtype == "q8_0" else (8, 1.0)
-    bound = blocks / largest * (scales + largest * 2.0**-11) + largest * 2.0**-25
-    return np.repeat(bound, 32, axis=-1)
+    # the most.
+    largest = 127 if dtype == "q8_0" else 8
+    top = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
+    step = np.abs(top) / largest
+    bound = np.broadcast_to(step / 2, blocks.shape)
+    if dtype == "q4_0":  # has the largest value at -8 and no +8, and gives +7 in its place
+        bound = np.maximum(bound, -blocks * np.sign(top) - 7 * step)
+    return (bound + largest * (step * 2.0**-11 + 2.0**-25)).reshape(x.shape)
 
 
-def wrong_tokens(source: Weights, encode: Callable, texts: Iterable[str]) -> list[str]:
-    """Return what is said of each text of which the files' tokenizer makes other tokens."""
+def wrong_tokens(source: Weights, files: Files, texts: Iterable[str]) -> list[str]:
+    """Return what is said of each text of which the files' tokenizer makes other tokens, and of
+    the first token of which it makes another text."""
     processor = processor_of(source)
-    return [
+    wrong = [
         f"the files' tokenizer makes other tokens of {text!r}"
         for text in texts
-        if encode(text) != [processor.bos_id(), *processor.encode(text)]
+        if files.encode(text) != [processor.bos_id(), *processor.encode(text)]
     ]
+    head = processor.encode("a")  # or SentencePiece keeps a space that others take for its own
+    ids_of = ([*head, i] for i in range(processor.vocab_size()) if not _special(processor, i))
+    for ids in (*ids_of, *map(processor.encode, MUST_SURVIVE)):
+        if files.decode(ids) != processor.decode(ids):
+            return [*wrong, f"the files' tokenizer makes another text of the tokens {ids}"]
+    return wrong
+
+
+def _special(processor, i: int) -> bool:
+    return processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i)
 
 
 def compare(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,10 @@ from llama_jax.formats.proofs.files import (
     Tensor,
     Unreadable,
     differences,
-    sentencepiece_encoder,
+    extra,
+    extra_files,
+    names_of,
+    sentencepiece_model,
     special_ids,
 )
 from llama_jax.formats.weights import Weights
@@ -29,64 +33,98 @@ NAMES = {
 }
 
 
-def open_files(directory: Path, source: Weights) -> Files:
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers
+
+
+def open_files(directory: Path, source: Weights, dtype: str) -> Files:
     """Open an export of `source`. Its tensors raise Unreadable."""
     from gguf import GGUFReader, dequantize
 
-    (path,) = directory.glob("*.gguf")
-    reader, cfg = GGUFReader(path), source.cfg
+    path, cfg = directory / "model.gguf", source.cfg
+    reader = GGUFReader(path)
     # Offsets only: the reader's own arrays are of a mapped file, which would stay in memory.
     where = {
         t.name: (t.data_offset, t.data.dtype, t.data.shape, t.shape, t.tensor_type)
         for t in reader.tensors
     }
-    tied = "output.weight" not in where
     values = {key: value.contents() for key, value in reader.fields.items()}
     del reader
 
     def tensor(role: str, layer: int) -> Tensor:
-        name = NAMES["embedding" if tied and role == "head" else role].format(layer) + ".weight"
+        tied = role == "head" and cfg.tie_embeddings
+        name = NAMES["embedding" if tied else role].format(layer) + ".weight"
         if name not in where:
             raise Unreadable(f"{name}: is not in {path.name}")
-        offset, dtype, stored, shape, kind = where[name]
+        offset, of_numpy, stored, shape, kind = where[name]
+        expected = _kind(role, tuple(shape), dtype)
+        if kind.name != expected:
+            raise Unreadable(f"{name}: is of type {kind.name}, expected {expected}")
         width = math.prod(stored[1:])
 
         def read(rows: slice) -> np.ndarray:
-            start, count = offset + rows.start * width * dtype.itemsize, rows.stop - rows.start
-            data = np.fromfile(path, dtype, count * width, offset=start)
+            start, count = offset + rows.start * width * of_numpy.itemsize, rows.stop - rows.start
+            data = np.fromfile(path, of_numpy, count * width, offset=start)
             return dequantize(data.reshape(count, *stored[1:]), kind)
 
         return Tensor(name, tuple(map(int, reversed(shape))), read)
 
-    special = special_ids(source, "unk_id", "bos_id", "eos_id")
+    eps = values["llama.attention.layer_norm_rms_epsilon"]
+    theta = values["llama.rope.freq_base"]
+    conventions = Conventions(norm_eps=eps, rope_theta=theta, q_pairs=True, k_pairs=True)
+    names = names_of(NAMES, cfg)
+    found = differences(path.name, values, _expected_fields(source, dtype, len(names)))
+    found += extra("tensor", path.name, where, names) + extra_files(directory, [path.name])
+    # llama.cpp removes no spaces, whatever the file says.
     pieces, scores, types = (
         values[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type")
     )
-    expected = {
+    special = special_ids(source, "unk_id", "bos_id", "eos_id")
+    model = vocabulary.sentencepiece(pieces, scores, types, special, extra_spaces=False)
+    return Files(conventions, tensor, found, *sentencepiece_model(model))
+
+
+def _kind(role: str, shape: tuple[int, ...], dtype: str) -> str:
+    """Return the type that a tensor has to have: llama.cpp wants norms in f32, and blocks of 32."""
+    quantised = dtype in ("q8_0", "q4_0")
+    if len(shape) == 1 or (quantised and shape[0] % 32):
+        return "F32"
+    return "Q8_0" if quantised and role in ("embedding", "head") else dtype.upper()
+
+
+def _expected_fields(source: Weights, dtype: str, num_tensors: int) -> dict[str, Any]:
+    cfg, parsed = source.cfg, source.vocabulary
+    special, pieces = special_ids(source, "unk_id", "bos_id", "eos_id"), parsed.pieces
+    unused = range(len(pieces), cfg.vocab_size)
+    fields = {
+        "GGUF.version": 3,
+        "GGUF.tensor_count": num_tensors,
         "general.architecture": "llama",
+        "general.name": source.name,
+        "general.file_type": FILE_TYPES[dtype],
+        "general.quantization_version": 2,
+        "llama.context_length": source.seq_len,
         "llama.embedding_length": cfg.embed_dim,
         "llama.feed_forward_length": cfg.mlp_dim,
         "llama.block_count": cfg.num_layers,
         "llama.attention.head_count": cfg.num_heads,
         "llama.attention.head_count_kv": cfg.kv_heads,
+        "llama.attention.layer_norm_rms_epsilon": cfg.norm_eps,
         "llama.rope.dimension_count": cfg.head_dim,
+        "llama.rope.freq_base": cfg.rope_theta,
         "llama.vocab_size": cfg.vocab_size,
         "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": [p.piece for p in pieces] + [f"[PAD{i}]" for i in unused],
+        "tokenizer.ggml.scores": [p.score for p in pieces] + [-1000.0 for _ in unused],
+        "tokenizer.ggml.token_type": [p.type for p in pieces] + [vocabulary.UNUSED for _ in unused],
         "tokenizer.ggml.unknown_token_id": special["unk_id"],
         "tokenizer.ggml.bos_token_id": special["bos_id"],
         "tokenizer.ggml.eos_token_id": special["eos_id"],
         "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": False,
         "tokenizer.ggml.add_space_prefix": True,
+        "tokenizer.ggml.remove_extra_whitespaces": (
+            parsed.normalizer_spec.remove_extra_whitespaces
+        ),
     }
-    eps = values["llama.attention.layer_norm_rms_epsilon"]
-    theta = values["llama.rope.freq_base"]
-    fields = {key: (values.get(key), value) for key, value in expected.items()} | {
-        "number of tokenizer.ggml.tokens": (len(pieces), cfg.vocab_size),
-        "a tied head": (tied, cfg.tie_embeddings),
-        "norm eps: llama.attention.layer_norm_rms_epsilon": (eps, cfg.norm_eps),
-        "rope base: llama.rope.freq_base": (theta, cfg.rope_theta),
-    }
-    conventions = Conventions(norm_eps=eps, rope_theta=theta, q_pairs=True, k_pairs=True)
-    # llama.cpp removes no spaces, whatever the file says.
-    model = vocabulary.sentencepiece(pieces, scores, types, special, extra_spaces=False)
-    return Files(conventions, tensor, differences(path.name, fields), sentencepiece_encoder(model))
+    return fields | {"GGUF.kv_count": len(fields) - 2}

@@ -5,14 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_jax.formats import vocabulary
+from llama_jax.formats.parameters import num_values
 from llama_jax.formats.proofs.files import (
     Conventions,
     Files,
     Tensor,
     Unreadable,
     differences,
+    extra,
+    extra_files,
     fast_tokenizer,
-    special_ids,
+    names_of,
+    tokenizer_differences,
 )
 from llama_jax.formats.weights import Weights
 
@@ -27,20 +32,39 @@ NAMES = {
 }
 
 
-def open_files(directory: Path, source: Weights) -> Files:
+DTYPES = {"f32": ("F32", "float32"), "bf16": ("BF16", "bfloat16"), "f16": ("F16", "float16")}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TEXTS = (
+    *("config.json", "generation_config.json"),
+    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json"),
+)
+
+
+def open_files(directory: Path, source: Weights, dtype: str) -> Files:
     """Open an export of `source`. Its tensors raise Unreadable."""
     from safetensors import SafetensorError, safe_open
 
-    config, cfg = json.loads((directory / "config.json").read_text()), source.cfg
-    tied = {"head": NAMES["embedding"]} if config["tie_word_embeddings"] else {}
-    single, index = "model.safetensors", "model.safetensors.index.json"
-    where = None
-    if not (directory / single).exists():
-        where = json.loads((directory / index).read_text())["weight_map"]
+    cfg, names = source.cfg, names_of(NAMES, source.cfg)
+    tied = {"head": NAMES["embedding"]} if cfg.tie_embeddings else {}
+    found = text_differences(directory, source, dtype)
+    where = dict.fromkeys(names, SINGLE)
+    if (directory / SINGLE).exists():
+        found += extra_files(directory, {*TEXTS, SINGLE})
+    else:
+        index = json.loads((directory / INDEX).read_text())
+        where = index["weight_map"]
+        found += extra_files(directory, {*TEXTS, INDEX, *where.values()})
+        found += extra("tensor", INDEX, where, names)
+        size = {"f32": 4, "bf16": 2, "f16": 2}[dtype] * num_values(cfg)
+        found += differences(INDEX, index["metadata"], {"total_size": size})
+    for file in sorted(set(where.values())):
+        with safe_open(directory / file, "np") as shard:
+            here = {name for name, other in where.items() if other == file}
+            found += extra("tensor", file, shard.keys(), here)
 
     def tensor(role: str, layer: int) -> Tensor:
         name = (NAMES | tied)[role].format(layer) + ".weight"
-        file = where.get(name, f"no file, says {index}") if where else single
+        file = where.get(name, f"no file, says {INDEX}")
 
         def opened():
             try:
@@ -55,39 +79,65 @@ def open_files(directory: Path, source: Weights) -> Files:
         with opened() as shard:
             if name not in shard.keys():
                 raise Unreadable(f"{name}: is not in {file}")
-            return Tensor(name, tuple(shard.get_slice(name).get_shape()), read)
+            stored = shard.get_slice(name)
+            if stored.get_dtype() != DTYPES[dtype][0]:
+                raise Unreadable(f"{name}: is of type {stored.get_dtype()}, expected {dtype}")
+            return Tensor(name, tuple(stored.get_shape()), read)
 
-    rope = config["rope_parameters"]
-    special = special_ids(source, "bos_id", "eos_id")
-    fields = {
-        "model_type": (config["model_type"], "llama"),
-        "hidden_size": (config["hidden_size"], cfg.embed_dim),
-        "intermediate_size": (config["intermediate_size"], cfg.mlp_dim),
-        "num_hidden_layers": (config["num_hidden_layers"], cfg.num_layers),
-        "num_attention_heads": (config["num_attention_heads"], cfg.num_heads),
-        "num_key_value_heads": (config["num_key_value_heads"], cfg.kv_heads),
-        "head_dim": (config["head_dim"], cfg.head_dim),
-        "vocab_size": (config["vocab_size"], cfg.vocab_size),
-        "tie_word_embeddings": (config["tie_word_embeddings"], cfg.tie_embeddings),
-        "hidden_act": (config["hidden_act"], "silu"),
-        "attention_bias": (config["attention_bias"], False),
-        "mlp_bias": (config["mlp_bias"], False),
-        "bos_token_id": (config["bos_token_id"], special["bos_id"]),
-        "eos_token_id": (config["eos_token_id"], special["eos_id"]),
-        "norm eps: rms_norm_eps": (config["rms_norm_eps"], cfg.norm_eps),
-        # transformers 4 reads the first two, 5 the third.
-        "rope base: rope_theta": (config["rope_theta"], cfg.rope_theta),
-        "rope_scaling": (config.get("rope_scaling"), None),
-        "rope base: rope_parameters": (
-            rope,
-            {"rope_type": "default", "rope_theta": cfg.rope_theta},
-        ),
-    }
+    config = json.loads((directory / "config.json").read_text())
     conventions = Conventions(
-        norm_eps=config["rms_norm_eps"],
-        rope_theta=rope["rope_theta"],
+        norm_eps=float(config["rms_norm_eps"]),
+        rope_theta=float(config["rope_parameters"]["rope_theta"]),
         q_pairs=False,
         k_pairs=False,
     )
-    found = differences("config.json", fields)
-    return Files(conventions, tensor, found, fast_tokenizer(directory))
+    return Files(conventions, tensor, found, *fast_tokenizer(directory))
+
+
+def text_differences(directory: Path, source: Weights, dtype: str) -> list[str]:
+    """Return what is said of the files that transformers reads beside the tensors'."""
+    cfg, spec = source.cfg, source.vocabulary.trainer_spec
+    special = {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id}
+    precision = DTYPES[dtype][1]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": cfg.embed_dim,
+        "intermediate_size": cfg.mlp_dim,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "num_key_value_heads": cfg.kv_heads,
+        "head_dim": cfg.head_dim,
+        "vocab_size": cfg.vocab_size,
+        "max_position_embeddings": source.seq_len,
+        "initializer_range": cfg.init_std,
+        "tie_word_embeddings": cfg.tie_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rms_norm_eps": cfg.norm_eps,
+        # transformers 4 reads the first of each pair, 5 the second.
+        "torch_dtype": precision,
+        "dtype": precision,
+        "rope_theta": cfg.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
+        **special,
+    }
+    pieces = source.vocabulary.pieces
+    tokens = ("unk", spec.unk_id), ("bos", spec.bos_id), ("eos", spec.eos_id)
+    of_tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": source.seq_len,
+        "clean_up_tokenization_spaces": False,
+        **{f"{name}_token": pieces[i].piece for name, i in tokens},
+    }
+    expected = {
+        "config.json": config,
+        "generation_config.json": special,
+        "tokenizer_config.json": of_tokenizer,
+        "tokenizer.json": vocabulary.hugging_face(source.vocabulary),
+    }
+    found = tokenizer_differences(directory, source)
+    for name, fields in expected.items():
+        found += differences(name, json.loads((directory / name).read_text()), fields)
+    return found

@@ -12,7 +12,11 @@ from llama_jax.formats.proofs.files import (
     Tensor,
     Unreadable,
     differences,
-    sentencepiece_encoder,
+    extra,
+    extra_files,
+    names_of,
+    sentencepiece_model,
+    tokenizer_differences,
 )
 from llama_jax.formats.weights import Weights
 
@@ -29,12 +33,13 @@ NAMES = {
 }
 
 
-def open_files(directory: Path, source: Weights) -> Files:
+def open_files(directory: Path, source: Weights, dtype: str) -> Files:
     """Open an export of `source`. Its tensors raise Unreadable."""
     import torch  # pyright: ignore[reportMissingImports]
 
     params, cfg = json.loads((directory / "params.json").read_text()), source.cfg
     paths = sorted(directory.glob("consolidated.*.pth"))
+    of_torch = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[dtype]
 
     @functools.lru_cache(maxsize=1)  # what is read of a mapped file stays in memory
     def opened(layer: int) -> list[dict]:
@@ -45,6 +50,8 @@ def open_files(directory: Path, source: Weights) -> Files:
         for path, shard in zip(paths, opened(layer), strict=True):
             if name not in shard:
                 raise Unreadable(f"{name}: is not in {path.name}")
+            if shard[name].dtype != of_torch:
+                raise Unreadable(f"{name}: is of type {shard[name].dtype}, expected {of_torch}")
         shards = [shard[name] for shard in opened(layer)]
         if "norm" in role:
             for path, shard in zip(paths, shards, strict=True):
@@ -71,21 +78,33 @@ def open_files(directory: Path, source: Weights) -> Files:
         return Tensor(name, tuple(shape), read)
 
     hidden = int(2 * 4 * params["dim"] / 3)  # Meta's own rule
-    hidden = int(params.get("ffn_dim_multiplier", 1) * hidden)
-    hidden = -(-hidden // params["multiple_of"]) * params["multiple_of"]
-    theta = float(params.get("rope_theta", 10_000.0))
-    fields = {
-        "dim": (params["dim"], cfg.embed_dim),
-        "n_layers": (params["n_layers"], cfg.num_layers),
-        "n_heads": (params["n_heads"], cfg.num_heads),
-        "n_kv_heads": (params.get("n_kv_heads", params["n_heads"]), cfg.kv_heads),
-        "vocab_size": (params["vocab_size"], cfg.vocab_size),
-        "the width by multiple_of and ffn_dim_multiplier": (hidden, cfg.mlp_dim),
-        "norm eps: norm_eps": (params["norm_eps"], cfg.norm_eps),
-        "rope base: rope_theta": (theta, cfg.rope_theta),
+    hidden = int(params.pop("ffn_dim_multiplier", 1) * hidden)
+    multiple = params.pop("multiple_of")
+    width = "the width by multiple_of and ffn_dim_multiplier"
+    params[width] = -(-hidden // multiple) * multiple
+    params.setdefault("n_kv_heads", params["n_heads"])
+    params.setdefault("rope_theta", 10_000.0)
+    expected = {
+        "dim": cfg.embed_dim,
+        "n_layers": cfg.num_layers,
+        "n_heads": cfg.num_heads,
+        "n_kv_heads": cfg.kv_heads,
+        "vocab_size": cfg.vocab_size,
+        width: cfg.mlp_dim,
+        "norm_eps": cfg.norm_eps,
+        "rope_theta": cfg.rope_theta,
     }
     conventions = Conventions(
-        norm_eps=params["norm_eps"], rope_theta=theta, q_pairs=True, k_pairs=True
+        norm_eps=float(params["norm_eps"]),
+        rope_theta=float(params["rope_theta"]),
+        q_pairs=True,
+        k_pairs=True,
     )
-    encode = sentencepiece_encoder((directory / "tokenizer.model").read_bytes())
-    return Files(conventions, tensor, differences("params.json", fields), encode)
+    found = differences("params.json", params, expected) + tokenizer_differences(directory, source)
+    files = {path.name: set(shard) for path, shard in zip(paths, opened(0), strict=True)}
+    found += extra_files(directory, {*files, "params.json", "tokenizer.model"})
+    names = names_of(NAMES, cfg) | {NAMES["head"] + ".weight"}  # also of a tied one
+    for file, here in files.items():
+        found += extra("tensor", file, here, names)
+    model = sentencepiece_model((directory / "tokenizer.model").read_bytes())
+    return Files(conventions, tensor, found, *model)

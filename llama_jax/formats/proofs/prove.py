@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from llama_jax.config import MeshConfig
+from llama_jax.config import MeshConfig, UserError
 from llama_jax.data.tokenizer import MUST_SURVIVE
 from llama_jax.formats.format import Format
 from llama_jax.formats.parameters import Parameter
@@ -41,11 +41,16 @@ def prove(source: Weights, directory: Path, form: Format, dtype: str, meter: Met
     cfg, texts = source.cfg, _texts(source, form)
     read = source.observed(lambda num_bytes: meter.add(num_bytes, "reading the checkpoint"))
     try:
-        files = form.open_files(directory, read)
+        files = form.open_files(directory, read, dtype)
         wrong = compare.wrong_tensors(read, files, dtype)
+        tokens = compare.wrong_tokens(source, files, texts)
+    except UserError:  # of the source
+        raise
     except Unreadable as e:
         return {"passed": False, "causes": [str(e)]}
-    tokens = compare.wrong_tokens(source, files.encode, texts)
+    except Exception as e:  # a library has kinds of its own for what it cannot read
+        reason = " ".join(f"{type(e).__name__}: {e}".split())
+        return {"passed": False, "causes": [f"the files cannot be read: {reason}"]}
 
     def tensor(role: str, layer: int) -> Tensor:
         found = files.tensor(role, layer)
