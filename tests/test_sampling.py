@@ -123,3 +123,10 @@ def test_a_model_of_nans_writes_nothing():
         pytest.raises(UserError, match="logits are not finite; sample from an earlier step"),
     ):
         list(generate(jax.tree.map(lambda x: x * jnp.nan, decoder), [[1, 2]], 4, GREEDY))
+
+
+def test_more_tokens_than_memory_holds_are_refused():
+    mesh, decoder = decoder_on(ONE_DEVICE)
+    match = "max_tokens: the keys and values of 1,000,000,000,005 tokens a text need .* at the most"
+    with jax.set_mesh(mesh), pytest.raises(UserError, match=match):
+        next(generate(decoder, PROMPTS, 10**12, GREEDY))

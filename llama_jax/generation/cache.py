@@ -3,26 +3,45 @@
 Shape letters: sharding.py. Queries come scaled by 1 / sqrt(K) already.
 """
 
+import os
+
 import jax
 import jax.numpy as jnp
 
 from llama_jax.attention import MASKED
-from llama_jax.config import ModelConfig
+from llama_jax.config import ModelConfig, UserError
 from llama_jax.sharding import activation_spec
 
 KVCache = tuple[jax.Array, jax.Array]  # k_NCK and v_NKC: what attention sums over is last
 
 
-def new_cache(cfg: ModelConfig, batch_size: int, length: int) -> KVCache:
-    """Return zeros for the keys and values of one layer; N is rows times heads.
+def check_memory(cfg: ModelConfig, batch_size: int, length: int) -> None:
+    """Raise UserError if the caches of all layers are larger than the memory of this machine, or
+    of its devices."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    on_host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = sum(limit for limit in limits if limit) or on_host
+    values = 2 * cfg.num_layers * batch_size * length * cfg.kv_heads * cfg.head_dim
+    needed = values * _dtype(cfg).itemsize
+    if needed > memory:
+        raise UserError(
+            f"max_tokens: the keys and values of {length:,} tokens a text need "
+            f"{needed / 1e9:,.1f} GB, and there are {memory / 1e9:,.1f} GB of memory; expected "
+            f"{length * memory // needed:,} tokens at the most, with the prompt"
+        )
 
-    In cfg.compute_dtype, or in fp32 on a CPU, where XLA would widen all of them at each step.
-    """
+
+def new_cache(cfg: ModelConfig, batch_size: int, length: int) -> KVCache:
+    """Return zeros for the keys and values of one layer; N is rows times heads."""
     N, C, K = batch_size * cfg.kv_heads, length, cfg.head_dim
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else cfg.compute_dtype
-    spec = activation_spec("NCK")  # and of NKC
+    dtype, spec = _dtype(cfg), activation_spec("NCK")  # and of NKC
     k_NCK = jnp.zeros((N, C, K), dtype, out_sharding=spec)
     return k_NCK, jnp.zeros((N, K, C), dtype, out_sharding=spec)
+
+
+def _dtype(cfg: ModelConfig) -> jnp.dtype:
+    """Return cfg.compute_dtype, or fp32 on a CPU, where XLA would widen all of it at each step."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else cfg.compute_dtype)
 
 
 def attend_to_cache(start, mask_BTC, cache: KVCache, q_BTGRK, k_BTGK, v_BTGK):

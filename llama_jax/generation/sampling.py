@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax.config import UserError
-from llama_jax.generation.cache import new_cache
+from llama_jax.generation.cache import check_memory, new_cache
 from llama_jax.generation.decoder import Decoder, specs_of
 from llama_jax.sharding import ACTIVATION_RULES, activation_spec
 
@@ -58,6 +58,7 @@ def generate(
     def put(x: np.ndarray, dims: str) -> jax.Array:
         return jax.device_put(x, NamedSharding(mesh, activation_spec(dims)))
 
+    check_memory(decoder.cfg, B, T + max_tokens)
     caches = [new_cache(decoder.cfg, B, T + max_tokens) for _ in decoder.layers]
     firsts_B, logits_BV = put(first_B, "B"), None
     for start in range(0, T, PREFILL):
