@@ -1,6 +1,7 @@
 """The one door: llama-jax VERB ... A verb's file is imported when the verb is called."""
 
 import argparse
+import contextlib
 import glob
 import importlib
 import io
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from llama_jax.config import UserError
+from llama_jax.process import Terminated, raise_on_signals
 
 # Verb: what it does. Its file is commands/VERB.py.
 VERBS = {
@@ -48,6 +50,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters than we use
             stream.reconfigure(errors="replace")
+    # Children of libraries, too, import nothing from the current directory.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    raise_on_signals()
     args = parser(sys.argv[1:]).parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it can do without a cache of fonts
@@ -64,7 +69,9 @@ def main() -> None:
     except UserError as e:
         status, text = 2, str(e)
     except KeyboardInterrupt:
-        status, text = 130, "interrupted"
+        status, text = 128 + signal.SIGINT, "interrupted"
+    except Terminated as e:
+        status, text = 128 + e.signal, f"ended by {e.signal.name}"
     except BrokenPipeError:  # whoever reads, `head` for one, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or its flush fails at exit
         sys.exit(128 + signal.SIGPIPE)
@@ -75,7 +82,12 @@ def main() -> None:
             status, text = 1, f"not enough memory: {str(e).partition(chr(10))[0] or 'of the host'}"
         else:
             status, text = INTERNAL_ERROR, internal_error(e)
-    print(line(f"llama-jax {args.verb}", text), file=sys.stderr)
+    with contextlib.suppress(OSError):  # of a terminal that is gone; the status tells
+        print(line(f"llama-jax {args.verb}", text), file=sys.stderr, flush=True)
+    if status > 128:  # at once: XLA, which may still compile in a thread, crashes in a slow exit
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
 
 

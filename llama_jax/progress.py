@@ -3,8 +3,11 @@
 And numbers as people read them: durations, and quantities with three digits and a letter.
 """
 
+import contextlib
 import math
+import sys
 import time
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -13,11 +16,30 @@ from rich.progress import Progress as Bar
 SECONDS_BETWEEN_LINES = 15.0
 
 
+class _Stderr:
+    """A stderr that may be gone: work goes on when the terminal that showed it is closed."""
+
+    def __init__(self, file: IO[str]):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+
 class Progress:
     """A display on stderr of how much of `total` is done, some figures, and the time left."""
 
     def __init__(self, total: int, done: int):
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(file=_Stderr(sys.stderr), highlight=False, soft_wrap=True)
         columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
         self.bar = Bar(
             *columns,

@@ -12,6 +12,7 @@ from llama_jax.evaluation.perplexity import validation_losses
 from llama_jax.experiment import differences, from_json, to_json
 from llama_jax.flops import executed_flops
 from llama_jax.guards.monitor import Monitor
+from llama_jax.guards.stop import Stop
 from llama_jax.run import checkpoint
 from llama_jax.run.loss_figure import plot_losses
 from llama_jax.run.metrics import check_wandb
@@ -29,7 +30,8 @@ def train(
 
     accept_changes: go on even if workdir was begun with another experiment.
     profile_steps: trace this many steps into workdir/profile, for TensorBoard or XProf.
-    Raises UserError for what does not fit together, NonFiniteLoss if the loss does not stay finite.
+    Raises UserError for what does not fit together, NonFiniteLoss if the loss does not stay finite,
+    Stopped if SIGTERM or SIGHUP asked for it, OSError if a file of the run cannot be written.
     """
     data, run, execution = experiment.data, experiment.run, experiment.execution
     origin = checkpoint.Origin(store.digest(data), tokenizer.sha256(data.tokenizer))
@@ -66,6 +68,7 @@ def train(
         with (
             checkpoint.open_manager(workdir, experiment.upkeep) as manager,
             Monitor(experiment, workdir, schedule, start, traced_flops, manager) as monitor,
+            Stop() as stop,
         ):
             keep_with_run(experiment, workdir)  # from here on the workdir is this experiment's
             dispatched = None  # the step before: its figures are fetched while the device computes
@@ -88,6 +91,8 @@ def train(
                     monitor.step(*dispatched)
                 dispatched = (step + 1, metrics)
                 to_evaluate, to_save = due(experiment, step + 1)
+                to_stop = stop.asked(step + 1)
+                to_save |= to_stop
                 if to_evaluate or to_save:
                     monitor.step(*dispatched)  # first: a state that is not finite is never kept
                     dispatched = None
@@ -98,9 +103,13 @@ def train(
                     monitor.validation(step + 1, found)
                 if to_save:
                     checkpoint.save(manager, state, experiment, schedule, origin)
+                if to_stop:
+                    break
                 if to_evaluate or to_save:
                     monitor.restart_clock()
-            manager.wait_until_finished()
+            checkpoint.wait(manager)
+            if step + 1 < run.num_steps:
+                raise stop.after(step + 1, workdir)
             monitor.summary()
 
 

@@ -117,7 +117,8 @@ def tiny_data(tiny_corpus, tmp_path_factory) -> DataConfig:
         seq_len=64,
         batch_size=8,
     )
-    tokenizer.train(data, vocab_size=512, out=directory / "tokenizer.model", max_bytes=300_000)
+    model = tokenizer.train(data, vocab_size=512, max_bytes=300_000)
+    (directory / "tokenizer.model").write_bytes(model)
     prepare(data, num_workers=1)
     return data
 

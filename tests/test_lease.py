@@ -8,7 +8,7 @@ import time
 import pytest
 from etils import epath
 
-from llama_jax.sweeps import lease
+from llama_jax.run import lease
 
 # Leases
 
@@ -58,7 +58,7 @@ def test_a_lease_without_a_sign_of_life_is_taken_over(tmp_path):
         ("host_1_ab_inf.lease", 0),
         ("host_1_ab_nan.lease", 0),
         ("host_1_ab_\udcff.lease", 0),
-        ("host_1_ab_10.lease", 3600),
+        ("host_1_0123abcd_10.lease", 3600),
     ],
 )
 def test_a_file_that_no_holder_renews_is_no_lease(tmp_path, name, ahead):

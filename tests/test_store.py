@@ -224,7 +224,7 @@ def test_store_of_another_corpus_or_tokenizer_is_refused(tiny_data, tmp_path):
     with pytest.raises(UserError, match="store/books/train-00000.json was not made from"):
         prepare(other, num_workers=1)
     model = tmp_path / "other.model"
-    tokenizer.train(tiny_data, vocab_size=500, out=model, max_bytes=100_000)
+    model.write_bytes(tokenizer.train(tiny_data, vocab_size=500, max_bytes=100_000))
     with pytest.raises(UserError, match=r"with data.tokenizer='.*other.model'; set"):
         prepare(dataclasses.replace(tiny_data, tokenizer=str(model)), num_workers=1)
 

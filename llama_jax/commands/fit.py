@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         draw_fit(found, out)
         write_whole(epath.Path(out / "laws.json"), laws)
     except OSError as e:
-        raise UserError(f"--out: cannot write into {str(out)!r}: {e.strerror or e}") from e
+        raise UserError(f"--out: cannot write {str(e.filename or out)!r}: {e.strerror or e}") from e
     if args.json:
         print(laws)
     else:

@@ -26,11 +26,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from etils import epath
+
     from llama_jax.data import tokenizer as room
+    from llama_jax.run.workdir import write_whole
 
     data = load(args.experiment, args.overrides).data
+    model = room.train(data, args.vocab_size, round(args.max_mb * 1e6))
+    out = epath.Path(args.out)
     try:
-        room.train(data, args.vocab_size, args.out, round(args.max_mb * 1e6))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, model)
     except OSError as e:
         raise UserError(f"--out: cannot write {str(args.out)!r}: {e.strerror or e}") from e
     print(f"wrote {args.out}")

@@ -1,6 +1,7 @@
 """train: an experiment, from the start or from where it was."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -46,29 +47,42 @@ def run(args: argparse.Namespace) -> int:
 
     from llama_jax.data.prepare import ensure
     from llama_jax.guards.monitor import NonFiniteLoss
+    from llama_jax.guards.stop import Stopped
+    from llama_jax.run.lease import one_at_a_time
+    from llama_jax.run.workdir import steps
     from llama_jax.train import train as run_training
 
+    directory, claim = epath.Path(workdir), one_at_a_time
     if args.multihost:
-        _join(args.multihost)
+        if _join(args.multihost) > 0:  # the first process claims it for all
+            claim = contextlib.nullcontext
     elif status := ensure(experiment.data):
         return status
     try:
-        run_training(experiment, epath.Path(workdir), args.accept_changes, args.profile)
-    except NonFiniteLoss as e:
-        print(f"llama-jax train: {e}", file=sys.stderr)
-        return 1
+        with claim(directory):
+            run_training(experiment, directory, args.accept_changes, args.profile)
+    except (NonFiniteLoss, Stopped) as e:
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            print(f"llama-jax train: {e}", file=sys.stderr)
+        return e.status
+    except OSError as e:  # a disk that is full, a workdir that is gone
+        newest = (["none"] + steps(directory))[-1]
+        reason = f"{e.strerror or e}; the newest whole checkpoint: {newest}"
+        raise OSError(e.errno, reason, e.filename) from e
     return 0
 
 
-def _join(job: str) -> None:
+def _join(job: str) -> int:
+    """Join the other processes, and return the index of this one."""
     import jax
 
     try:
         if job == "auto":
             jax.distributed.initialize()
-            return
+            return jax.process_index()
         address, processes, index = job.split(",")
         jax.distributed.initialize(address, int(processes), int(index))
+        return int(index)
     except (ValueError, RuntimeError) as e:
         raise UserError(
             f"--multihost: got {job!r}, expected no value on a pod that JAX knows, or "

@@ -6,6 +6,8 @@ import datetime
 import hashlib
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from etils import epath
 from llama_jax.config import DataConfig, UserError
 from llama_jax.data import documents, store, tokenizer
 from llama_jax.data.noise import without_noise
+from llama_jax.process import Terminated, child_command, end_with_parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +46,13 @@ def ensure(data: DataConfig) -> int:
     if store.exists(data):
         return 0
     print(f"preparing the token store {data.store}, once", file=sys.stderr)
-    command = [sys.executable, "-m", "llama_jax.data.prepare"]
+    command = child_command("llama_jax.data.prepare")
     request = json.dumps(dataclasses.asdict(data))
     status = subprocess.run(command, input=request, text=True, check=False).returncode
     if status < 0:
-        print(f"llama-jax prepare: ended by signal {-status}", file=sys.stderr)
-    return abs(status)
+        print(f"llama-jax prepare: ended by {signal.Signals(-status).name}", file=sys.stderr)
+        return 128 - status
+    return status
 
 
 def prepare(data: DataConfig, num_workers: int) -> None:
@@ -107,7 +111,9 @@ def _results(jobs: list[_Job], num_workers: int) -> Iterator[tuple[_Job, store.S
         yield from map(_prepare_shard, jobs)
         return
     spawn = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
-    pool = concurrent.futures.ProcessPoolExecutor(num_workers, spawn)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        num_workers, spawn, initializer=end_with_parent, initargs=(os.getpid(),)
+    )
     try:
         futures = [pool.submit(_prepare_shard, job) for job in jobs]
         for future in concurrent.futures.as_completed(futures):
@@ -117,6 +123,10 @@ def _results(jobs: list[_Job], num_workers: int) -> Iterator[tuple[_Job, store.S
             f"prepare: one of the {num_workers} workers was killed, perhaps for lack of memory; "
             "finished shards are kept: run it again with fewer workers"
         ) from e
+    except (KeyboardInterrupt, Terminated):
+        for worker in multiprocessing.active_children():  # or the end would wait for their shards
+            worker.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -184,6 +194,7 @@ def _sha256(path: epath.Path) -> str:
 
 def main() -> None:
     """Prepare the store of the DataConfig that stdin holds as JSON."""
+    end_with_parent(int(sys.argv[1]))
     fields = json.load(sys.stdin)
     mixture = tuple((source, rate) for source, rate in fields.pop("mixture"))
     try:

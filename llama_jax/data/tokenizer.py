@@ -51,8 +51,8 @@ MUST_SURVIVE = (
 )
 
 
-def train(data: DataConfig, vocab_size: int, out: Path, max_bytes: int) -> None:
-    """Write a SentencePiece model trained on max_bytes of the mixture's train splits.
+def train(data: DataConfig, vocab_size: int, max_bytes: int) -> bytes:
+    """Return a SentencePiece model trained on max_bytes of the mixture's train splits.
 
     Each source gives its rate's share of the bytes, and a source that is too small for it is
     repeated, as in training. The same corpus gives the same model, byte for byte.
@@ -77,8 +77,7 @@ def train(data: DataConfig, vocab_size: int, out: Path, max_bytes: int) -> None:
         raise UserError(f"vocab_size: got {vocab_size}, SentencePiece refuses it: {e}") from e
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     check(processor)
-    epath.Path(out).parent.mkdir(parents=True, exist_ok=True)
-    epath.Path(out).write_bytes(model.getvalue())
+    return model.getvalue()
 
 
 def _sample(paths: list[epath.Path], num_bytes: float) -> Iterator[str]:

@@ -146,7 +146,7 @@ def convert(
             draft.mkdir(parents=True)
             form.write(metered, draft, dtype, **(form.options | (options or {})))
         except OSError as e:
-            raise UserError(f"--out: cannot write {out}: {e.strerror or e}") from e
+            raise UserError(f"--out: cannot write {out}: {_unwritten(draft, e)}") from e
         source.verify()
         verification = prove(source, draft, form, dtype, meter) if proven else None
         manifest = {
@@ -171,6 +171,13 @@ def convert(
         )
     draft.rename(out)
     return manifest
+
+
+def _unwritten(draft: Path, error: OSError) -> str:
+    """Return which file could not be written, and why; numpy and gguf do not say either."""
+    last = max(draft.glob("*"), key=lambda path: path.stat().st_mtime_ns, default=draft)
+    reason = error.strerror or f"written in part, as on a full disk ({error})"
+    return f"{Path(error.filename or last).name}: {reason}"
 
 
 def summary(out: Path, manifest: dict) -> list[str]:

@@ -177,14 +177,16 @@ def write(weights: Weights, out: Path, dtype: str, experiment: Experiment) -> No
     workdir, cfg = epath.Path(out), weights.cfg
     if weights.tokenizer is not None:
         write_whole(tokenizer_file(workdir), weights.tokenizer)
-    arrays = create(workdir, experiment)
+    with checkpoint.os_errors(workdir):
+        arrays = create(workdir, experiment)
     fingerprints = dict.fromkeys(arrays, 0)
     for parameter in parameters(cfg):
         role, layer = parameter
         values = _values(weights, parameter)
         write_array(arrays[role] if layer is None else arrays[role][layer], values)
         fingerprints[role] += fingerprint_of(values, (layer or 0) * values.size)
-    finish(workdir, experiment, {NAMES[role]: n % 2**32 for role, n in fingerprints.items()})
+    with checkpoint.os_errors(workdir):
+        finish(workdir, experiment, {NAMES[role]: n % 2**32 for role, n in fingerprints.items()})
     write_whole(config_file(workdir), to_json(experiment))
 
 
@@ -273,10 +275,8 @@ def write_array(array: ts.TensorStore, values: np.ndarray) -> None:
             slice(i * c, min((i + 1) * c, n))
             for i, c, n in zip(position, chunk, array.shape, strict=True)
         )
-        try:
+        with checkpoint.os_errors(epath.Path(array.kvstore.base.path)):
             array[box].write(np.ascontiguousarray(values[box])).result()
-        except ValueError as e:  # a full disk, among others
-            raise OSError(str(e).partition(" [")[0]) from e
 
 
 FORMAT = Format(is_it=is_it, read=read, write=write, dtypes=("f32",))

@@ -1,5 +1,6 @@
 """A step's figures: a row, a line, and the end of the run if they are not finite."""
 
+import contextlib
 import math
 import time
 from typing import Any
@@ -14,6 +15,7 @@ from llama_jax.data.schedule import Schedule
 from llama_jax.evaluation.perplexity import mixture_loss
 from llama_jax.flops import model_flops_per_token, num_params, peak_flops
 from llama_jax.progress import Progress, duration
+from llama_jax.run import checkpoint
 from llama_jax.run.loss_figure import plot_losses
 from llama_jax.run.metrics import Writer
 from llama_jax.run.workdir import (
@@ -29,6 +31,8 @@ from llama_jax.run.workdir import (
 
 class NonFiniteLoss(RuntimeError):
     """Training cannot go on; the message names the step, its rows and the checkpoint before it."""
+
+    status = 1  # to exit with
 
 
 class Monitor:
@@ -108,7 +112,7 @@ class Monitor:
         path = nonfinite_file(self.workdir, step)
         if jax.process_index() == 0:
             write_whole(path, "\n".join(rows) + "\n")
-        self.manager.wait_until_finished()
+        checkpoint.wait(self.manager)
         saved = steps(self.workdir)
         kept = (
             f"checkpoint {saved[-1]} is the last good one"
@@ -139,6 +143,8 @@ class Monitor:
 
     def __exit__(self, *exception) -> None:
         """Give back files and terminal, however the run ended."""
-        self.writer.close()
+        # What could not be written is known by then.
+        with contextlib.suppress(OSError) if exception[0] else contextlib.nullcontext():
+            self.writer.close()
         if self.progress is not None:
             self.progress.close()

@@ -4,7 +4,6 @@ libtpu compiles it in a process of its own, because some requests abort the whol
 says is kept in a cache, by a hash of everything that the program is made of: a repeat loads no JAX.
 """
 
-import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -21,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from llama_jax.config import BATCH_KEYS, Experiment, UserError
 from llama_jax.experiment import from_json, to_json
 from llama_jax.hardware import GIB, Slice, parse_slice
 from llama_jax.plan.sources import import_closure
+from llama_jax.process import child_command, end_with_parent
 
-PR_SET_PDEATHSIG = 1  # of prctl(2)
+MAX_CACHED_BYTES = 2**30  # of JSON; the program of 65B takes a hundredth of it
 TIMEOUT_SECONDS = 1800.0  # twenty times what 7B takes on an idle core
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 
@@ -89,12 +90,34 @@ def compile_step(
 
 def cached(experiment: Experiment, target: Slice) -> CompileResult | None:
     """Return what the cache has of the experiment's train step, None if nothing. Loads no jax."""
-    path = _path(experiment, target)
     try:
-        result = json.loads(lzma.decompress(path.read_bytes()))
-        return _result(result)
-    except (OSError, lzma.LZMAError, ValueError, TypeError, KeyError):
+        with lzma.open(_path(experiment, target)) as file:
+            text = file.read(MAX_CACHED_BYTES + 1)
+        fields = json.loads(text) if len(text) <= MAX_CACHED_BYTES else None
+    except (OSError, EOFError, lzma.LZMAError, ValueError, RecursionError, MemoryError):
         return None  # absent, or damaged: it is written again
+    kinds = [kind for kind in (CompiledStep, OutOfMemory) if _is_a(kind, fields)]
+    return kinds[0](**fields) if kinds else None
+
+
+def _is_a(kind: type[CompileResult], fields: Any) -> bool:
+    """Say whether JSON has the fields of a result, each of its type."""
+    types = typing.get_type_hints(kind)
+    if not isinstance(fields, dict) or fields.keys() != types.keys():
+        return False
+    return all(_fits(value, types[name]) for name, value in fields.items())
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Say whether a value is of a type: str, int, float, dict[str, T], or a union of these."""
+    if typing.get_origin(hint) is dict:
+        _, item = typing.get_args(hint)
+        return isinstance(value, dict) and all(_fits(v, item) for v in value.values())
+    if options := typing.get_args(hint):
+        return any(_fits(value, option) for option in options)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint
 
 
 def cache_directory() -> Path:
@@ -163,7 +186,7 @@ def _compile_in_child(
         )
     request = json.dumps({"experiment": to_json(experiment), "slice": target.name})
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "llama_jax.plan.compile"]
+    command = child_command("llama_jax.plan.compile")
     with (
         tempfile.TemporaryFile("w+") as stdin,
         tempfile.TemporaryFile("w+") as stdout,
@@ -225,8 +248,7 @@ def _reason(noise: str) -> str:
 def main() -> None:
     """Read a request from stdin, write a result, or {"error": a sentence}, to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # or a compiler would first come to its end
-    if sys.platform == "linux":  # end with the parent, which may be killed while this compiles
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(int(sys.argv[1]))
     request = json.load(sys.stdin)
     experiment = from_json(request["experiment"])
     try:

@@ -1,11 +1,15 @@
 """A picture of plans: the HBM budget and the step's time, one bar a slice."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+
+from etils import epath
 
 from llama_jax.config import UserError
 from llama_jax.hardware import GIB
 from llama_jax.plan.plan import Plan
+from llama_jax.run.workdir import write_whole
 
 SUFFIXES = (".png", ".svg")
 
@@ -37,7 +41,9 @@ def draw(plans: Sequence[Plan], path: Path) -> None:
     _bars(times, [plan.breakdown for plan in plans])
     times.set(xlabel="seconds (estimated, not measured)", title="one step")
     try:
-        figure.savefig(path, dpi=150)
+        image = io.BytesIO()
+        figure.savefig(image, dpi=150, format=path.suffix.removeprefix("."))
+        write_whole(epath.Path(path), image.getvalue())
     except OSError as e:
         raise UserError(f"--figure: cannot write {str(path)!r}: {e.strerror or e}") from e
     finally:

@@ -97,29 +97,29 @@ def _compile_all(
         f"{', '.join(queue.target.name for queue in queues)}"
     )
     found, running, turns = [], {}, itertools.cycle(queues)
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        try:
-            for done in itertools.count(1):
-                for queue in itertools.islice(turns, len(queues) * jobs):
-                    if len(running) < jobs and (experiment := queue.pop()):
-                        task = pool.submit(_compile_or_refuse, experiment, queue.target)
-                        running[task] = queue, experiment
-                if not running:
-                    break
-                task = next(concurrent.futures.as_completed(running))
-                queue, experiment = running.pop(task)
-                result = task.result()
-                if isinstance(result, UserError):
-                    progress.note(str(result))
-                    continue
-                plan = make_plan(name, experiment, queue.target, result, price)
-                queue.learn(experiment, plan)
-                if plan.spare_share is not None and plan.spare_share >= MIN_SPARE:
-                    found.append((plan, experiment))
-                progress.update(min(done, total), brief(plan))
-        finally:
-            progress.close()
-            pool.shutdown(cancel_futures=True)
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    try:
+        for done in itertools.count(1):
+            for queue in itertools.islice(turns, len(queues) * jobs):
+                if len(running) < jobs and (experiment := queue.pop()):
+                    task = pool.submit(_compile_or_refuse, experiment, queue.target)
+                    running[task] = queue, experiment
+            if not running:
+                break
+            task = next(concurrent.futures.as_completed(running))
+            queue, experiment = running.pop(task)
+            result = task.result()
+            if isinstance(result, UserError):
+                progress.note(str(result))
+                continue
+            plan = make_plan(name, experiment, queue.target, result, price)
+            queue.learn(experiment, plan)
+            if plan.spare_share is not None and plan.spare_share >= MIN_SPARE:
+                found.append((plan, experiment))
+            progress.update(min(done, total), brief(plan))
+    finally:
+        progress.close()
+        pool.shutdown(wait=False, cancel_futures=True)  # a signal ends us before the compiler
     return found
 
 

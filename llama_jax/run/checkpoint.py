@@ -7,13 +7,15 @@ array that comes back with another fingerprint is not what was saved.
 
 import contextlib
 import dataclasses
+import errno
 import gc
 import itertools
 import json
 import logging
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -40,6 +42,10 @@ from llama_jax.sharding import abstract
 from llama_jax.step import TrainState, init_state
 
 log = logging.getLogger(__name__)
+# orbax logs an error in hundreds of lines before it raises it, and a stop that guards/stop.py says.
+logging.getLogger("absl").addFilter(
+    lambda record: not record.exc_info and "preemption sync point" not in str(record.msg)
+)
 # Fields of the model that decide which arrays a checkpoint holds, and of which shapes.
 SHAPE_FIELDS = (
     *("num_layers", "embed_dim", "num_heads", "kv_heads", "mlp_dim"),
@@ -88,15 +94,49 @@ def open_run(text: str, overrides: Sequence[str]) -> tuple[epath.Path, int, Expe
     return workdir, step, experiment
 
 
-def open_manager(workdir: epath.Path, upkeep: Upkeep) -> ocp.CheckpointManager:
-    """Return what saves in the background. Close it to wait for the last save."""
+@contextlib.contextmanager
+def open_manager(workdir: epath.Path, upkeep: Upkeep) -> Iterator[ocp.CheckpointManager]:
+    """Yield what saves in the background, and wait for the last save at the end. Raises OSError."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=upkeep.keep_last,
         keep_period=upkeep.keep_every,
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(checkpoints_dir(workdir).resolve(), options=options)
+    directory = checkpoints_dir(workdir).resolve()
+    with os_errors(directory):
+        manager = ocp.CheckpointManager(directory, options=options)
+    hook = sys.excepthook
+    sys.excepthook = lambda kind, e, trace: _is_of_a_failed_save(e) or hook(kind, e, trace)
+    try:
+        yield manager
+    finally:
+        with os_errors(directory):
+            manager.close()
+        sys.excepthook = hook
+
+
+def _is_of_a_failed_save(e: BaseException) -> bool:
+    """Say whether a thread of TensorStore reports to a save that was given up."""
+    return isinstance(e, RuntimeError) and str(e) == "Event loop is closed"
+
+
+@contextlib.contextmanager
+def os_errors(path: epath.Path) -> Iterator[None]:
+    """Have what orbax and TensorStore raise in the block, which writes, be OSErrors of one line.
+
+    path: that they name if there is no other.
+    """
+    try:
+        yield
+    except Exception as e:  # a full disk is a ValueError of TensorStore, for one
+        if isinstance(e, OSError) and e.filename:
+            raise
+        text = (str(e).splitlines() or [type(e).__name__])[0].partition(" [")[0]
+        found = re.search(r'.*"(/[^"]*)": (.*)', text)  # the innermost file and its reason
+        file, reason = found.groups() if found else (str(path), text)
+        code = re.search(r"os_error_code='(\d+)'", str(e))
+        raise OSError(int(code[1]) if code else errno.EIO, reason, file) from e
 
 
 def save(
@@ -109,6 +149,7 @@ def save(
     """Start to save the state under its step.
 
     Returns when the state is copied and may be donated; the files follow in the background.
+    Raises OSError, for the save before this one, too.
     """
     model, optimizer = by_name(state.params), by_name(state.opt_state)
     step = int(jax.device_get(state.step))
@@ -118,7 +159,14 @@ def save(
         optimizer=ocp.args.StandardSave(optimizer),
         meta=ocp.args.JsonSave(meta_json(step, experiment, schedule, origin, found)),
     )
-    manager.save(step, args=items)
+    with os_errors(manager.directory):
+        manager.save(step, args=items)
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Wait for the save in the background. Raises OSError."""
+    with os_errors(manager.directory):
+        manager.wait_until_finished()
 
 
 def meta_json(

@@ -3,13 +3,16 @@
 import hashlib
 import importlib.util
 import json
+import time
 from typing import Any
 
 import jax
 from etils import epath
 
 from llama_jax.config import UserError
-from llama_jax.run.workdir import metrics_file, tensorboard_dir, write_whole
+from llama_jax.run.workdir import metrics_file, naming, tensorboard_dir, write_whole
+
+FLUSH_SECONDS = 30.0  # between which TensorBoard may see nothing new
 
 
 class Writer:
@@ -23,16 +26,21 @@ class Writer:
         self.destinations: list[Any] = []
         if jax.process_index() != 0:
             return
-        path = metrics_file(workdir)
+        self.path = path = metrics_file(workdir)
         if path.exists():
             kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.jsonl = path.open("a")
-        import tensorboardX
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self.tensorboard = tensorboardX.SummaryWriter(
-            str(tensorboard_dir(workdir)), purge_step=start_step + 1
-        )
+        self.events_dir, self.flushed = tensorboard_dir(workdir), 0.0
+        self.events_dir.mkdir(parents=True, exist_ok=True)
+        # At once: SummaryWriter has a thread for it, and once a full disk has ended that one, it
+        # waits for ever. From this step on TensorBoard drops what earlier files have.
+        self.events = EventsWriter(str(self.events_dir / "events"))
+        start = SessionLog(status=SessionLog.START)
+        self.events.write_event(Event(step=start_step + 1, session_log=start))
         self.wandb = None
         if wandb_project:
             import wandb  # pyright: ignore[reportMissingImports]
@@ -49,10 +57,20 @@ class Writer:
         """Write a row. step: updates made. values may have names like "validation_loss/c4"."""
         if jax.process_index() != 0:
             return
-        self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
-        self.jsonl.flush()
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
+        with naming(self.path):
+            self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
+            self.jsonl.flush()
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        now = time.time()
+        with naming(self.events_dir):
+            for name, value in values.items():
+                summary = scalar(name, value)
+                self.events.write_event(Event(wall_time=now, step=step, summary=summary))
+            if now - self.flushed > FLUSH_SECONDS:
+                self.events.flush()
+                self.flushed = now
         if self.wandb is not None:
             self.wandb.log(values, step=step)
 
@@ -60,7 +78,8 @@ class Writer:
         if jax.process_index() != 0:
             return
         self.jsonl.close()
-        self.tensorboard.close()
+        with naming(self.events_dir):
+            self.events.close()
         if self.wandb is not None:
             self.wandb.finish()
 

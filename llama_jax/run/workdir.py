@@ -11,7 +11,10 @@ A workdir is a local path or gs://. It holds all that sampling and exporting nee
 but for the token store, which is made again where it is missing.
 """
 
+import contextlib
+import errno
 import secrets
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -98,6 +101,15 @@ def locate(text: str) -> tuple[epath.Path, int]:
     return workdir, int(wanted) if wanted else found[-1]
 
 
+@contextlib.contextmanager
+def naming(path: epath.Path) -> Iterator[None]:
+    """Have an OSError of the block name a file: that of a write to an open one names none."""
+    try:
+        yield
+    except OSError as e:
+        raise OSError(e.errno or errno.EIO, e.strerror or str(e), str(path)) from e
+
+
 def write_whole(path: epath.Path, content: str | bytes) -> epath.Path:
     """Replace a file by `content`, so that a reader finds the old one or the new, and never a part.
 
@@ -106,8 +118,9 @@ def write_whole(path: epath.Path, content: str | bytes) -> epath.Path:
     data = content.encode() if isinstance(content, str) else content
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        part.write_bytes(data)
-        return part.replace(path)
+        with naming(path):
+            part.write_bytes(data)
+            return part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

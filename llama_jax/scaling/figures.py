@@ -34,9 +34,20 @@ def draw_fit(fit: Fit, directory: Path) -> None:
     _save(_residuals(fit), directory / "residuals")
 
 
+def _write(figure: Figure, path: Path) -> None:
+    """Write the file whole, or raise OSError and leave what was there."""
+    part = path.with_name(f"unfinished_{path.name}")
+    try:
+        figure.savefig(part, dpi=150)
+        part.replace(path)
+    except OSError as e:
+        part.unlink(missing_ok=True)
+        raise OSError(e.errno, e.strerror, str(path)) from e
+
+
 def _save(figure: Figure, stem: Path) -> None:
     for suffix in SUFFIXES:
-        figure.savefig(stem.with_suffix(suffix), dpi=150)
+        _write(figure, stem.with_suffix(suffix))
     plt.close(figure)
 
 
@@ -142,7 +153,7 @@ def draw_budget(decision: Decision, others: list[Decision], path: Path) -> None:
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     try:
-        figure.savefig(path, dpi=150)
+        _write(figure, path)
     except OSError as e:
         raise UserError(f"--figure: cannot write {str(path)!r}: {e.strerror or e}") from e
     finally:

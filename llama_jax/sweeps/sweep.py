@@ -1,7 +1,7 @@
 """A sweep: the experiments of a file, each trained once, and the table of their losses.
 
     WORKDIR/HASH/         the workdir of the experiment with that hash, as of llama-jax train
-    WORKDIR/HASH/*.lease  who trains it now, see lease.py
+    WORKDIR/HASH/*.lease  who trains it now, see run/lease.py
     WORKDIR/HASH/finished.json, failed.json, log.txt
     WORKDIR/results.csv   a row for each evaluation of each finished experiment
 
@@ -26,10 +26,10 @@ from llama_jax.config import Experiment, UserError
 from llama_jax.data import store
 from llama_jax.experiment import called, check_types, execute, identity, override, validate
 from llama_jax.flops import model_flops_per_token, num_params
+from llama_jax.run.lease import held, leases, living
 from llama_jax.run.metrics import read_metrics
 from llama_jax.run.workdir import failed_file, finished_file, metrics_file, write_whole
 from llama_jax.sweeps import worker
-from llama_jax.sweeps.lease import held, leases, living
 
 POLL_SECONDS = 1.0
 
@@ -151,7 +151,8 @@ def state(run: Run) -> State:
         return State("finished", **known)
     holders = living(leases(run.directory), time.time())
     if holders:
-        return State("running", **known | {"note": holders[0].owner})
+        owner = f"{holders[0].host}_{holders[0].pid}"
+        return State("running", **known | {"note": owner})
     if failed(run):
         return State("failed", **known | {"note": _reason(run)})
     return State("unfinished" if rows else "waiting", **known)

@@ -1,4 +1,4 @@
-"""One run of a sweep, in a process of its own: python -m llama_jax.sweeps.worker < request.
+"""One run of a sweep, in a process of its own: python -m llama_jax.sweeps.worker PARENT < request.
 
 It renews its parent's lease on the directory, and so ends when it loses that, or its parent.
 """
@@ -20,10 +20,12 @@ from etils import epath
 
 from llama_jax.config import Experiment, UserError
 from llama_jax.experiment import from_json, to_json
+from llama_jax.process import Terminated, child_command, end_with_parent
+from llama_jax.run.lease import Lease, hold, parse
 from llama_jax.run.workdir import finished_file, log_file, write_whole
-from llama_jax.sweeps.lease import LOST, Lease, hold
 
 SECONDS_BETWEEN = 1.0
+LOST = 75  # the exit status of one that lost its lease; sysexits.h: try again later
 
 
 def run(
@@ -42,10 +44,9 @@ def run(
         "experiment": to_json(experiment),
         "lease": str(lease.path),
         "leased": leased,
-        "parent": os.getpid(),
         "to_prepare": to_prepare,
     }
-    command = [sys.executable, "-m", "llama_jax.sweeps.worker"]
+    command = child_command("llama_jax.sweeps.worker")
     with (
         tempfile.TemporaryFile("w+") as stdin,
         tempfile.TemporaryFile("w+", errors="replace") as log,
@@ -58,12 +59,16 @@ def run(
                 wait()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     child.wait(SECONDS_BETWEEN)
+        except Terminated as e:
+            child.send_signal(e.signal)  # and it saves
+            child.wait()
+            raise
         finally:
             child.kill()
             child.wait()
             log.seek(0)
             printed = log.read()
-            log_file(lease.path.parent).write_text(printed)
+            write_whole(log_file(lease.path.parent), printed)
     if child.returncode == LOST:
         return None
     if child.returncode < 0:
@@ -73,22 +78,34 @@ def run(
 
 
 def main() -> None:
-    """Do what the request on stdin says, in this process."""
+    """Do what the request on stdin says, in this process, which ends with its parent."""
+    parent = int(sys.argv[1])
+    end_with_parent(parent)
     request = json.load(sys.stdin)
     experiment = from_json(request["experiment"])
-    lease = Lease(epath.Path(request["lease"]))
-    arguments = (lease, request["leased"], request["parent"])
-    threading.Thread(target=hold, args=arguments, daemon=True).start()
+    lease = parse(epath.Path(request["lease"]))
+    assert lease
+
+    def keep() -> None:
+        print(hold(lease, request["leased"], parent), file=sys.stderr, flush=True)
+        os._exit(LOST)
+
+    threading.Thread(target=keep, daemon=True).start()
     if request["to_prepare"]:
         from llama_jax.data.prepare import prepare
 
         prepare(experiment.data, num_workers=1)
         return
+    from llama_jax.guards.stop import Stopped
     from llama_jax.train import train
 
     directory = lease.path.parent
     began = time.monotonic()
-    train(experiment, directory, accept_changes=False)
+    try:
+        train(experiment, directory, accept_changes=False)
+    except Stopped as e:
+        print(e, file=sys.stderr)
+        sys.exit(e.status)
     record = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "git": revision(),
@@ -113,5 +130,5 @@ def revision() -> str:
 if __name__ == "__main__":
     try:
         main()
-    except UserError as e:
+    except (UserError, OSError) as e:
         sys.exit(str(e))  # without the traceback: the last line becomes the reason

@@ -19,7 +19,7 @@ from llama_jax.flops import num_params
 from llama_jax.run.checkpoint import read_meta, steps
 from llama_jax.run.metrics import read_metrics
 from llama_jax.scaling.results import Columns, read
-from llama_jax.sweeps import lease, sweep
+from llama_jax.sweeps import sweep, worker
 
 COMMAND = [sys.executable, "-m", "llama_jax", "sweep"]
 
@@ -117,10 +117,11 @@ def wait_until(condition, process: subprocess.Popen[str]) -> None:
 HOLD = """
 import os, sys, time
 from etils import epath
-from llama_jax.sweeps.lease import acquire, hold
+from llama_jax.run.lease import acquire, hold
 before = time.monotonic()
 lease = acquire(epath.Path(sys.argv[1]), 4)
 hold(lease, before, int(sys.argv[2]) or os.getppid())
+sys.exit(75)
 """
 
 
@@ -149,6 +150,6 @@ def test_a_holder_ends_when_it_loses_its_lease_its_time_or_its_parent(tmp_path):
         path.unlink(missing_ok=True)
         time.sleep(0.1)
     for process in (robbed, frozen, orphan):
-        assert process.wait(timeout=60) == lease.LOST
+        assert process.wait(timeout=60) == worker.LOST
     assert well.poll() is None and os.stat(file("well")).st_mtime_ns > before
     well.kill()

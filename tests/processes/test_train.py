@@ -1,6 +1,8 @@
 """Whole runs: killed and resumed, on one device, on eight, and a pod of two."""
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import re
 import shutil
@@ -8,6 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import termios
+import threading
 import time
 from pathlib import Path
 
@@ -101,34 +106,45 @@ def test_a_finished_run_has_nothing_left_to_do(straight, experiment_file, tmp_pa
 # Killed and resumed
 
 
-def kill_when(condition, *args) -> None:
-    """Starts llama-jax and kills it, as a power cut would, once the condition holds."""
-    with open(os.devnull, "w") as nowhere:
+def kill_when(condition, *args, by=signal.SIGKILL) -> tuple[int, str]:
+    """Start llama-jax and kill it, as a power cut would, once the condition holds; return its exit
+    status and what it printed."""
+    with tempfile.TemporaryFile("w+") as printed:
         process = subprocess.Popen(
-            command(*args), env=environment(), stderr=nowhere, stdout=nowhere
+            command(*args), env=environment(), stderr=printed, stdout=printed
         )
-    try:
-        while True:
-            assert process.poll() is None, "it ended before the condition held"
-            if condition():
-                process.send_signal(signal.SIGSTOP)
-                if condition():  # still, now that nothing moves any more
-                    return
-                process.send_signal(signal.SIGCONT)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        try:
+            while True:
+                assert process.poll() is None, "it ended before the condition held"
+                if condition():
+                    process.send_signal(signal.SIGSTOP)
+                    if condition():  # still, now that nothing moves any more
+                        break
+                    process.send_signal(signal.SIGCONT)
+            process.send_signal(by)
+            process.send_signal(signal.SIGCONT)
+            status = process.wait(timeout=120)
+        finally:
+            process.kill()
+            process.wait()
+        printed.seek(0)
+        return status, printed.read()
+
+
+def reached(workdir: Path, step: int):
+    """Return the condition that so many steps are done."""
+
+    def condition() -> bool:
+        time.sleep(0.01)
+        path = workdir / "metrics.jsonl"
+        return path.exists() and f'"step": {step},' in path.read_text()
+
+    return condition
 
 
 def test_killed_between_saves_and_resumed_is_bit_identical(straight, experiment_file, tmp_path):
     workdir = tmp_path / "run"
-
-    def five_steps_done():
-        time.sleep(0.01)
-        path = workdir / "metrics.jsonl"
-        return path.exists() and '"step": 5' in path.read_text()
-
-    kill_when(five_steps_done, "train", experiment_file, "--workdir", workdir)
+    kill_when(reached(workdir, 5), "train", experiment_file, "--workdir", workdir)
     assert NUM_STEPS not in steps(epath.Path(workdir))
     done = llama_jax("train", experiment_file, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
@@ -168,6 +184,68 @@ def test_a_checkpoint_comes_back_on_another_mesh_and_goes_on(straight, experimen
     assert (workdir / "damaged/12.0").exists()
 
 
+# Asked to end
+
+
+def test_terminated_it_saves_and_resumed_is_bit_identical(straight, experiment_file, tmp_path):
+    workdir, args = tmp_path / "run", ("train", experiment_file, "--workdir", tmp_path / "run")
+    status, printed = kill_when(reached(workdir, 4), *args, by=signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM, printed
+    saved = steps(epath.Path(workdir))[-1]
+    last = printed.strip().splitlines()[-2]  # MAIN has the last word
+    path = workdir / f"checkpoints/{saved}"
+    assert last == (
+        f"llama-jax train: stopped by SIGTERM: step {saved} is saved in {path}; "
+        "the same command goes on"
+    )
+    assert list(losses(workdir)) == list(range(1, saved + 1)) and saved < NUM_STEPS
+    done = llama_jax(*args)
+    assert done.returncode == 0, done.stderr
+    assert fingerprints(workdir) == fingerprints(straight[0])
+    assert losses(workdir) == losses(straight[0])
+
+
+ENDLESS = ("--set", "run.num_steps=100000", "--set", "upkeep.eval_every=100000")
+ENDLESS = (*ENDLESS, "--set", "upkeep.checkpoint_every=100000", "--set", "upkeep.keep_every=100000")
+
+
+def test_a_terminal_that_closes_costs_no_step(experiment_file, tmp_path):
+    """The process loses its controlling terminal, and with it stdout and stderr."""
+    workdir = tmp_path / "run"
+    master, terminal = os.openpty()
+    process = subprocess.Popen(
+        command("train", experiment_file, "--workdir", workdir, *ENDLESS),
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+        env=environment(),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    threading.Thread(target=drain, args=(master,), daemon=True).start()
+    condition = reached(workdir, 3)
+    while not condition():
+        assert process.poll() is None
+    os.close(master)
+    assert process.wait(timeout=120) in (128 + signal.SIGHUP, 120)
+    assert steps(epath.Path(workdir)) == [list(losses(workdir))[-1]]
+
+
+def drain(terminal: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
+
+
+def test_interrupted_while_it_compiles_it_ends_at_once(experiment_file, tmp_path):
+    status, printed = kill_when(
+        (tmp_path / "run").exists,
+        *("train", experiment_file, "--workdir", tmp_path / "run"),
+        by=signal.SIGINT,
+    )
+    assert status == 128 + signal.SIGINT
+    assert printed.splitlines()[-1] == "llama-jax train: interrupted"
+
+
 # The other verbs
 
 
@@ -205,21 +283,15 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(straight, tmp_path
 # A pod
 
 
-def test_a_pod_of_two_processes_trains_as_one(straight, experiment_file, tmp_path):
+def start_pod(*args) -> list[subprocess.Popen[str]]:
+    """Start the two processes of a pod."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    args = (
-        "train",
-        experiment_file,
-        "--workdir",
-        tmp_path / "run",
-        "--set",
-        "execution.mesh.fsdp=2",
-    )
-    pod = [
+    pod = ("--set", "execution.mesh.fsdp=2", "--multihost")
+    return [
         subprocess.Popen(
-            command(*args, "--multihost", f"{address},2,{index}"),
+            command(*args, *pod, f"{address},2,{index}"),
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -227,6 +299,24 @@ def test_a_pod_of_two_processes_trains_as_one(straight, experiment_file, tmp_pat
         )
         for index in range(2)
     ]
+
+
+def test_a_pod_stops_after_one_step_when_one_process_is_terminated(experiment_file, tmp_path):
+    workdir = tmp_path / "run"
+    pod = start_pod("train", experiment_file, "--workdir", workdir, *ENDLESS)
+    condition = reached(workdir, 3)
+    while not condition():
+        assert pod[0].poll() is None
+    pod[1].send_signal(signal.SIGTERM)
+    printed = [process.communicate(timeout=120)[0] for process in pod]
+    assert [process.returncode for process in pod] == [128 + signal.SIGTERM] * 2, printed
+    (saved,) = steps(epath.Path(workdir))
+    assert list(losses(workdir)) == list(range(1, saved + 1))
+    assert all(f"SIGTERM: step {saved} is saved" in text for text in printed)
+
+
+def test_a_pod_of_two_processes_trains_as_one(straight, experiment_file, tmp_path):
+    pod = start_pod("train", experiment_file, "--workdir", tmp_path / "run")
     printed = [process.communicate()[0] for process in pod]
     assert [process.returncode for process in pod] == [0, 0], printed
     assert "12/12  loss" in printed[0] and "12/12" not in printed[1]
