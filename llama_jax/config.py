@@ -152,7 +152,10 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How many ways each mesh axis splits the devices; their product is the number of devices."""
+    """How many ways each mesh axis splits the devices; their product is the number of devices.
+
+    An fsdp of 0 is as many as replica and tensor leave.
+    """
 
     replica: int = 1  # batch split, parameters copied
     fsdp: int = 1  # batch and parameters split
@@ -166,7 +169,7 @@ class Execution:
     """How a step is computed. No result depends on it but by rounding."""
 
     slice: str | None = None  # what it is laid out for, as `llama-jax plan` names it: "v5p:4x4x4"
-    mesh: MeshConfig = MeshConfig()
+    mesh: MeshConfig = MeshConfig(fsdp=0)  # the devices that there are
     micro_batches: int = 1  # the batch is cut into so many, whose gradients are added up
     remat: str = "nothing"  # one of REMAT_POLICIES
     attention: str = "reference"  # one of ATTENTION_KERNELS

@@ -230,7 +230,7 @@ def _type_name(hint: typing.Any) -> str:
 
 MOST_SHOWN = 200  # characters of a value in an error
 LARGEST = 2**31 - 1  # that XLA and the steps of an optimizer count to
-ZERO_ALLOWED = ("seed", "warmup_steps", "weight_decay", "final_lr_ratio")
+ZERO_ALLOWED = ("seed", "warmup_steps", "weight_decay", "final_lr_ratio", "fsdp")
 Check = tuple[
     bool, str, typing.Any, str
 ]  # whether it holds, field, what was given, what is accepted
@@ -303,11 +303,11 @@ def _execution_checks(experiment: Experiment) -> Iterator[Check]:
         ("model.mlp_dim", model.mlp_dim, "tensor"),
         ("model.vocab_size", model.vocab_size, "tensor"),
     ):
-        ways = getattr(mesh, axis)
+        ways = getattr(mesh, axis) or 1
         yield size % ways == 0, field, size, f"a multiple of execution.mesh.{axis}={ways}"
     of_fsdp = f"a divisor of execution.mesh.fsdp={mesh.fsdp}"
     yield mesh.fsdp % mesh.ring == 0, "execution.mesh.ring", mesh.ring, of_fsdp
-    ways = mesh.replica * mesh.fsdp * execution.micro_batches
+    ways = mesh.replica * (mesh.fsdp or 1) * execution.micro_batches
     multiple = (
         "a multiple of execution.mesh.replica * execution.mesh.fsdp * execution.micro_batches = "
         f"{ways}"

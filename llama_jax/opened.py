@@ -22,7 +22,7 @@ from llama_jax.generation.decoder import mesh_for, to_decode_layout
 from llama_jax.generation.sampling import Sampling
 from llama_jax.model import Llama
 from llama_jax.run.checkpoint import check_shape, open_run, restore_model
-from llama_jax.sharding import make_mesh
+from llama_jax.sharding import make_mesh, mesh_of
 from llama_jax.step import make_eval_step, next_token_loss
 
 SAMPLING = Sampling(temperature=0.8, top_p=0.95)
@@ -136,11 +136,13 @@ def _laid_out(
 ) -> tuple[Experiment, jax.sharding.Mesh]:
     """Return the experiment as it can be executed here, and its mesh."""
     execution, devices = experiment.execution, jax.devices()
-    mesh = execution.mesh
-    if not any(text.startswith("execution.mesh.") for text in overrides):
-        mesh = mesh_for(experiment.model, len(devices))
-        devices = devices[: mesh.fsdp * mesh.tensor]
+    if any(text.startswith("execution.mesh.") for text in overrides):
+        mesh = mesh_of(experiment, devices)
+    else:
+        cfg = mesh_for(experiment.model, len(devices))
+        mesh = make_mesh(cfg, devices[: cfg.fsdp * cfg.tensor])
+        execution = dataclasses.replace(execution, mesh=cfg)
     elsewhere = PLATFORMS.get(execution.attention) not in (None, jax.default_backend())
     attention = "reference" if elsewhere else execution.attention
-    execution = dataclasses.replace(execution, mesh=mesh, attention=attention)
-    return dataclasses.replace(experiment, execution=execution), make_mesh(mesh, devices)
+    execution = dataclasses.replace(execution, attention=attention)
+    return dataclasses.replace(experiment, execution=execution), mesh

@@ -6,7 +6,6 @@ Dimension key (a suffix is the logical shape, whatever the sharding):
     N rows times key/value heads   H is GRK as one
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from llama_jax.config import MeshConfig, UserError
+from llama_jax.config import Experiment, MeshConfig
+from llama_jax.layout import on_devices, spread
 
 # What mesh.fsdp counts are three axes of the mesh, see make_mesh.
 FSDP = ("ring", "plane", "line")
@@ -32,6 +32,20 @@ ACTIVATION_RULES = {
 }
 
 
+def mesh_of(experiment: Experiment, devices: Sequence[Any]) -> jax.sharding.Mesh:
+    """Make the experiment's mesh over all of `devices`. Raises UserError, as on_devices does."""
+    laid_out = on_devices(experiment, len(devices), named(devices), count_slices(devices))
+    return make_mesh(laid_out.execution.mesh, devices)
+
+
+def named(devices: Sequence[Any]) -> str:
+    return f"there are {len(devices)} devices ({devices[0].device_kind})"
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:
     """Make a mesh over all of `devices`. Raises UserError unless the axes multiply to their number.
 
@@ -40,18 +54,8 @@ def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:
     laid along one side of the torus, see collectives.reduce_scatter; if the rest spans the whole
     torus, `line` is along one of its axes, see collectives.all_gather.
     """
-    shape = (cfg.replica, cfg.fsdp, cfg.tensor)
-    if math.prod(shape) != len(devices):
-        raise UserError(
-            f"execution.mesh: replica * fsdp * tensor = {' * '.join(map(str, shape))} = "
-            f"{math.prod(shape)}, but there are {len(devices)} devices ({devices[0].device_kind})"
-        )
-    num_slices = len({getattr(d, "slice_index", 0) for d in devices})
-    if cfg.replica % num_slices:
-        raise UserError(
-            f"execution.mesh.replica: got {cfg.replica}, expected a multiple of the {num_slices} "
-            "slices"
-        )
+    num_slices = count_slices(devices)
+    cfg = spread(cfg, len(devices), named(devices), num_slices)
     # The ring comes last, as mesh_utils lays out the last axes first: so it is one whole side.
     shape = (cfg.replica // num_slices, cfg.fsdp // cfg.ring, cfg.tensor, cfg.ring)
     grid = (

@@ -17,7 +17,7 @@ from llama_jax.run import checkpoint
 from llama_jax.run.loss_figure import plot_losses
 from llama_jax.run.metrics import check_wandb
 from llama_jax.run.workdir import config_file, profile_dir, tokenizer_file, write_whole
-from llama_jax.sharding import batch_sharding, make_mesh
+from llama_jax.sharding import batch_sharding, mesh_of
 from llama_jax.step import init_state, make_eval_step, make_train_step, next_token_loss
 
 STEPS_BEFORE_PROFILE = 2  # the first steps of a process wait for compilation and for data
@@ -39,7 +39,7 @@ def train(
     check_wandb(experiment.upkeep.wandb_project)
     check_workdir(experiment, workdir, accept_changes)
     check_platform(execution)
-    mesh = make_mesh(execution.mesh, jax.devices())
+    mesh = mesh_of(experiment, jax.devices())
     sharding = batch_sharding(mesh, execution.mesh, "ABT")
 
     with jax.set_mesh(mesh):

@@ -156,8 +156,8 @@ def experiment_file(tiny_data, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def experiment(experiment_file) -> Experiment:
-    """The same on the eight devices of this process."""
-    return load(str(experiment_file), ["execution.mesh.fsdp=8"])
+    """The same, on the eight devices of this process, which nobody names."""
+    return load(str(experiment_file))
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,6 @@ from llama_jax.model import Attention, RMSNorm
 from llama_jax.run.metrics import read_metrics
 from llama_jax.train import train
 
-EIGHT = ("--set", "execution.mesh.fsdp=8")
-
 
 class NormedAttention(Attention):
     def __init__(self, cfg, rngs):
@@ -54,7 +52,7 @@ def test_a_changed_model_is_right_or_refused(change, cli, experiment_file, train
     assert model_flops_per_token(plain, 64) == flops_plain  # a vector multiplies no matrix
     assert f"{num_plain + added:,}" in cli("show", experiment_file).stdout
     workdir = tmp_path / "run"
-    train(load(str(experiment_file), [EIGHT[1]]), epath.Path(workdir), accept_changes=False)
+    train(load(str(experiment_file)), epath.Path(workdir), accept_changes=False)
     rows = read_metrics(epath.Path(workdir))
     done = cli("evaluate", workdir)
     assert done.returncode == 0, done.stderr
@@ -71,11 +69,11 @@ def test_a_changed_model_is_right_or_refused(change, cli, experiment_file, train
 
     # And so is either model with the other's checkpoints, which are left where they are.
     lacks = f"{trained}/checkpoints/12 has not"
-    assert_refused(cli("train", experiment_file, *EIGHT, "--workdir", trained), lacks)
+    assert_refused(cli("train", experiment_file, "--workdir", trained), lacks)
     assert_refused(cli("evaluate", trained), lacks)
     change("Attention", Attention)
     lacks = "llama_jax/model.py has not"
-    assert_refused(cli("train", experiment_file, *EIGHT, "--workdir", workdir), lacks)
+    assert_refused(cli("train", experiment_file, "--workdir", workdir), lacks)
     assert not (workdir / "damaged").exists()
 
 

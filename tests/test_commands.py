@@ -79,7 +79,9 @@ def test_what_cannot_be_done_is_said_in_a_line(refused, experiment_file, workdir
         *new,
         *("--set", "execution.mesh.replica=3", "--set", "data.batch_size=6"),
     )
-    assert "= 3, but there are 8 devices" in line
+    assert "= 3, but there are 8 devices (cpu); the nearest that works is --set exec" in line
+    line = refused("evaluate", workdir, "--set", "execution.mesh.fsdp=4")
+    assert "= 4, but there are 8 devices" in line and "is --set execution.mesh.fsdp=8" in line
     line = refused("train", experiment_file, *devices, *new, "--set", "execution.attention=splash")
     assert "execution.attention: 'splash' needs a tpu, but the devices are cpu" in line
     line = refused("train", experiment_file, *devices, *new, "--set", "model.vocab_size=256")

@@ -35,7 +35,7 @@ ROOMS = {
 TOP = {"train": "train", "opened": "opened", "cli": "door", "__main__": "door"}
 CORE = {
     *("config", "experiment", "hardware", "progress", "sharding", "collectives", "attention"),
-    *("loss", "model", "optimizer", "step", "flops", "process"),
+    *("loss", "model", "optimizer", "step", "flops", "layout", "process"),
 }
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

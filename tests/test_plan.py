@@ -7,16 +7,19 @@ import types
 
 import pytest
 
+from helpers.paths import EXPERIMENTS
 from helpers.plans import EXPERIMENT, SLICE, tiny
-from llama_jax.config import UserError
+from llama_jax.config import MeshConfig, UserError
 from llama_jax.experiment import load
 from llama_jax.hardware import GIB, parse_slice
-from llama_jax.plan import analytic, sources
+from llama_jax.plan import analytic, slices, sources
 from llama_jax.plan import compile as compiler
 from llama_jax.plan.analytic import estimate_analytically
 from llama_jax.plan.compile import OutOfMemory
 from llama_jax.plan.plan import make_plan
 from llama_jax.plan.text import lines
+
+QUICKSTART = str(EXPERIMENTS / "quickstart.py")
 
 # By arithmetic
 
@@ -96,6 +99,14 @@ def test_a_placement_that_cannot_be_is_refused_with_one_that_can(changes, messag
     with pytest.raises(UserError, match=message) as error:
         tiny(*changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_mesh_that_is_not_set_takes_the_slice():
+    for name, fsdp in (("v5e:1x1", 1), ("v5e:2x4", 8), ("h100:4", 4)):
+        laid_out = slices.load(QUICKSTART, [], parse_slice(name))
+        assert laid_out.execution.mesh == MeshConfig(fsdp=fsdp)
+    laid_out = slices.load(QUICKSTART, ["execution.mesh.tensor=2"], parse_slice("v5e:2x4"))
+    assert laid_out.execution.mesh == MeshConfig(fsdp=4, tensor=2)
 
 
 def test_slices_that_are_missing_or_unknown_are_named(plan):

@@ -30,7 +30,8 @@ def print_experiment(experiment: Experiment, name: str) -> None:
     tokens = tokens_per_step * run.num_steps
     flops = model_flops_per_token(model, data.seq_len) * tokens
     mesh = execution.mesh
-    devices = mesh.replica * mesh.fsdp * mesh.tensor
+    ways = f"replica {mesh.replica} x fsdp {mesh.fsdp or 'all others'} x tensor {mesh.tensor}"
+    devices = mesh.replica * mesh.fsdp * mesh.tensor or "the"
 
     table = Table(title=name, show_header=False, title_justify="left", title_style="bold")
     rows = {
@@ -51,7 +52,7 @@ def print_experiment(experiment: Experiment, name: str) -> None:
         "tokens per parameter": f"{tokens / params:.1f}",
         "FLOPs": f"{flops:.3e} (6ND: {6 * params * tokens:.3e})",
         "mesh": (
-            f"replica {mesh.replica} x fsdp {mesh.fsdp} x tensor {mesh.tensor} = {devices} devices"
+            f"{ways} = {devices} devices{'' if mesh.fsdp else ' there are'}"
             f"{', sequence-parallel' if mesh.sequence_parallel else ''}"
         ),
         "mixture": ", ".join(f"{source} {rate:.1%}" for source, rate in data.mixture),

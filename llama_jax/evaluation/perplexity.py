@@ -20,7 +20,7 @@ def validation_losses(
     """
     data, execution = experiment.data, experiment.execution
     sharding = batch_sharding(mesh, execution.mesh, "BT")
-    ways = execution.mesh.replica * execution.mesh.fsdp
+    ways = mesh.size // mesh.shape["tensor"]
     rows = -(-data.batch_size // execution.micro_batches // ways) * ways
     losses = {}
     for source, _ in data.mixture:

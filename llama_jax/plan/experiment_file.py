@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from llama_jax.config import Experiment, MeshConfig, UserError
-from llama_jax.plan.placements import with_execution
+from llama_jax.layout import with_execution
 from llama_jax.plan.plan import Plan
 from llama_jax.plan.text import lines
 from llama_jax.run.workdir import write_whole

@@ -11,9 +11,10 @@ from pathlib import Path
 from llama_jax.config import Experiment, MeshConfig, UserError
 from llama_jax.experiment import UnnamedSlice, override, read
 from llama_jax.hardware import CHIPS, GIB, SHAPES_2D, SHAPES_3D, Slice, parse_slice
+from llama_jax.layout import with_execution
 from llama_jax.plan.analytic import estimate_analytically, host_holds
 from llama_jax.plan.compile import CompileResult, compile_step
-from llama_jax.plan.placements import MIN_SPARE, ROUGH, placements, with_execution
+from llama_jax.plan.placements import MIN_SPARE, ROUGH, placements
 from llama_jax.plan.plan import Plan, make_plan
 from llama_jax.plan.text import brief
 from llama_jax.progress import Progress

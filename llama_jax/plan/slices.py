@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_jax.config import Experiment, UserError
-from llama_jax.experiment import read, validate
+from llama_jax.experiment import read
 from llama_jax.hardware import Slice, parse_slice
+from llama_jax.layout import on_devices, override_flags
 from llama_jax.plan.analytic import estimate_analytically, host_holds
 from llama_jax.plan.compile import CompileResult, compile_step
-from llama_jax.plan.placements import MIN_SPARE, ROUGH, nearest, override_flags, placements
+from llama_jax.plan.placements import MIN_SPARE, ROUGH, placements
 from llama_jax.plan.plan import Plan, make_plan
 
 MAX_REMEDIES_COMPILED = 3
@@ -38,26 +39,12 @@ def plan_all(
 
 def load(path: str, overrides: Sequence[str], target: Slice) -> Experiment:
     """Return the experiment for a slice. Raise UserError, naming the nearest mesh that works."""
-    experiment = read(path, overrides, target.name)
-    mesh = experiment.execution.mesh
-    ways = (mesh.replica, mesh.fsdp, mesh.tensor)
-    try:
-        validate(experiment)
-        if math.prod(ways) != target.num_devices:
-            raise UserError(
-                f"execution.mesh: replica * fsdp * tensor = {' * '.join(map(str, ways))} = "
-                f"{math.prod(ways)}, but {target.name} has {target.num_devices} devices"
-            )
-        if mesh.replica % target.num_slices:
-            raise UserError(
-                f"execution.mesh.replica: got {mesh.replica}, expected a multiple of the "
-                f"{target.num_slices} slices"
-            )
-    except UserError as e:
-        near = nearest(experiment, target)
-        if near is None:
-            raise
-        raise UserError(f"{e}; the nearest that works is {override_flags(experiment, near)}") from e
+    experiment = on_devices(
+        read(path, overrides, target.name),
+        target.num_devices,
+        f"{target.name} has {target.num_devices} devices",
+        target.num_slices,
+    )
     runs_on = {"splash": "TPUs", "cudnn": "NVIDIA GPUs"}.get(experiment.execution.attention)
     takes, kernel = ("TPUs", "splash") if target.chip.dimensions else ("NVIDIA GPUs", "cudnn")
     if runs_on not in (None, takes):

@@ -12,8 +12,8 @@ from rich.table import Table
 from llama_jax.config import UserError
 from llama_jax.data import store
 from llama_jax.hardware import Slice
+from llama_jax.layout import nearest
 from llama_jax.plan.compile import cached
-from llama_jax.plan.placements import nearest
 from llama_jax.plan.plan import make_plan
 from llama_jax.progress import duration, quantity
 from llama_jax.sweeps.sweep import Run, State, state
@@ -45,7 +45,7 @@ NO_MESH, NO_ROOM = "no mesh", "does not fit"
 def on_slice(run: Run, target: Slice, price: float | None) -> Prediction | str | None:
     """Return a prediction by what plan has compiled, else by its arithmetic; why not, if the slice
     will not do; None if the time is unknown."""
-    placed = nearest(run.experiment, target)
+    placed = nearest(run.experiment, target.num_devices, target.num_slices)
     if placed is None:
         return NO_MESH
     result = cached(placed, target) if target.chip.dimensions else None
