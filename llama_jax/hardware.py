@@ -1,4 +1,4 @@
-"""TPU and GPU chips, their hosts, and slices of them by name: v5e:8x8, 2xv5e:16x16, h100:64.
+"""TPU and GPU chips, their hosts, and slices of them: v5e:8x8, 2xv5e:16x16, v5p-128, h100:64.
 
 Every figure has its source beside it or in the comment above the chips. Imports no jax.
 """
@@ -160,6 +160,8 @@ _GPUS = (
 )
 CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 CHIP_OF_KIND = {chip.device_kind: chip for chip in CHIPS.values()}
+# Google Cloud's accelerator types, such as v5p-128: the chip, and what its number counts for one.
+ACCELERATORS = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 ALIASES = "v5litepod is v5e, trillium is v6e, v7 and ironwood are tpu7x"
 
 # cloud.google.com/tpu/docs/v5e and v6e.
@@ -191,12 +193,18 @@ class Slice:
 
 
 def parse_slice(text: str) -> Slice:
-    """Read "v5p:4x4x8", "2xv5e:16x16" or "h100:64". Raise UserError for what is no slice."""
+    """Read "v5p:4x4x8", "2xv5e:16x16", "h100:64", or a type such as "v5p-256", which is the first.
+
+    Raise UserError for what is no slice.
+    """
+    if match := re.fullmatch(r"(?:([1-9]\d*)x)?(\w+)-([1-9]\d*)", text):
+        slices, name, number = match.groups()
+        return Slice(*_of_type(name, int(number)), int(slices or 1))
     match = re.fullmatch(r"(?:([1-9]\d*)x)?(\w+):([1-9]\d*(?:x[1-9]\d*)*)", text)
     if not match:
         raise UserError(
             f"slice: got {text!r}, expected [SLICESx]CHIP:SHAPE, e.g. v5e:8x8, v5p:4x4x8, "
-            "2xv5e:16x16 or h100:64"
+            "2xv5e:16x16 or h100:64, or an accelerator type, e.g. v5litepod-64 or v5p-256"
         )
     slices, name, sides = match.groups()
     if name not in CHIPS:
@@ -207,6 +215,36 @@ def parse_slice(text: str) -> Slice:
     if slices and not chip.dimensions:
         raise UserError(f"slice: GPUs come in no slices: {name}:N for N of them, not {text!r}")
     return Slice(chip, shape, int(slices or 1))
+
+
+def _of_type(name: str, number: int) -> tuple[Chip, tuple[int, ...]]:
+    """Return chip and shape of an accelerator type: the shape that Google gives if none is asked
+    for, of those with as many chips the nearest to a cube."""
+    if name not in ACCELERATORS:
+        known = ", ".join(f"{other}-N" for other in ACCELERATORS)
+        raise UserError(
+            f"slice: no accelerator type {name}-{number}; there are {known}; other chips are named "
+            "with their shape, e.g. tpu7x:4x4x4 or h100:64"
+        )
+    chip, counted = CHIPS[ACCELERATORS[name][0]], ACCELERATORS[name][1]
+    chips, rest = divmod(number, counted)
+    shapes = SHAPES_2D if chip.dimensions == 2 else (*SHAPES_3D, *_cubes(chips))
+    found = [shape for shape in shapes if math.prod(shape) == chips and not rest]
+    if not found:
+        unit = "chips" if counted == 1 else "cores, two a chip"
+        raise UserError(
+            f"slice: {name}-{number} does not exist; the number is of {unit}, and {chip.name} has "
+            f"{_accepted(chip)}"
+        )
+    return chip, min(found, key=sum)
+
+
+def _cubes(chips: int) -> list[tuple[int, int, int]]:
+    """Return the shapes of so many chips whose sides are multiples of CUBE_SIDE."""
+    sides = [side for side in range(CUBE_SIDE, chips + 1, CUBE_SIDE) if chips % side == 0]
+    pairs = [(a, b) for a in sides for b in sides if a <= b and chips % (a * b) == 0]
+    shapes = [(a, b, chips // (a * b)) for a, b in pairs]
+    return [shape for shape in shapes if shape[2] in sides and shape[1] <= shape[2]]
 
 
 def _exists(chip: Chip, shape: tuple[int, ...]) -> bool:

@@ -19,6 +19,27 @@ def test_slices_are_read_and_written():
 
 
 @pytest.mark.parametrize(
+    ("accelerator_type", "name"),
+    [
+        ("v5litepod-1", "v5e:1x1"),
+        ("v5litepod-8", "v5e:2x4"),
+        ("2xv5litepod-256", "2xv5e:16x16"),
+        ("v6e-8", "v6e:2x4"),
+        ("v4-8", "v4:2x2x1"),
+        ("v4-32", "v4:2x2x4"),
+        ("v5p-128", "v5p:4x4x4"),
+        ("v4-384", "v4:4x4x12"),
+        ("v5p-512", "v5p:4x8x8"),
+        ("v4-1536", "v4:8x8x12"),
+        ("v4-4096", "v4:8x16x16"),
+    ],
+)
+def test_accelerator_types_are_slices(accelerator_type, name):
+    """As cloud.google.com/tpu/docs lists them: of v4 and v5p the number counts cores."""
+    assert parse_slice(accelerator_type).name == name
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("8x8", r"got '8x8', expected \[SLICESx\]CHIP:SHAPE"),
@@ -33,6 +54,10 @@ def test_slices_are_read_and_written():
         ("v4:8x4x4", "ascending order, such as 4x4x4 or 4x8x8"),
         ("h100:8x8", "h100 has no shape 8x8; it has a number of GPUs only, such as h100:64"),
         ("2xh100:8", "GPUs come in no slices"),
+        ("v5e-8", "no accelerator type v5e-8; there are v4-N, v5litepod-N, v5p-N, v6e-N; other"),
+        ("v5litepod-12", "v5litepod-12 does not exist; the number is of chips, and v5e has 1x1,"),
+        ("v5p-12", "v5p-12 does not exist; the number is of cores, two a chip, and v5p has 2x2x1"),
+        ("v4-9", "v4-9 does not exist"),
     ],
 )
 def test_what_is_no_slice_is_refused_in_one_sentence(text, message):

@@ -17,7 +17,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="slices",
         metavar="SLICE",
-        help="e.g. v5p:4x4x8, 2xv5e:16x16 or h100:64; may be repeated (default: execution.slice)",
+        help="e.g. v5p:4x4x8, 2xv5e:16x16, v5litepod-64 or h100:64; may be repeated (default: "
+        "execution.slice)",
     )
     parser.add_argument("--price", type=options.number(float, 0), help="of one chip for one hour")
     parser.add_argument(

@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slice",
         metavar="SLICE",
-        help="take the experiment's mesh, remat and flags for this slice, e.g. v5p:4x4x4",
+        help="take the experiment's mesh, remat and flags for a slice, e.g. v5p:4x4x4 or v5p-128",
     )
     parser.add_argument(
         "--profile",
