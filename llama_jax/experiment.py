@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import sys
 import types
 import typing
 import warnings
@@ -112,16 +113,27 @@ def _on_slice(
 
 
 def execute(path: str) -> types.ModuleType:
-    """Run the file at `path` and return its module. Raises UserError if it cannot be run."""
-    if not Path(path).is_file():
-        raise UserError(f"experiment: no file {path!r}; experiments/quickstart.py is one")
-    spec = importlib.util.spec_from_file_location("experiment", path)
+    """Run an experiment file, see find, and return its module. Raises UserError if it cannot be
+    run.
+
+    It may import the files beside it.
+    """
+    file = find(path)
+    spec = importlib.util.spec_from_file_location("experiment", file)
     if spec is None or spec.loader is None:
         raise UserError(
             f"experiment: {path!r} is not a Python file; experiments/quickstart.py is one"
         )
     module = importlib.util.module_from_spec(spec)
-    called(path, functools.partial(spec.loader.exec_module, module))
+    loaded = set(sys.modules)
+    sys.path.insert(0, str(file.parent.resolve()))
+    try:
+        called(path, functools.partial(spec.loader.exec_module, module))
+    finally:
+        beside = sys.path.pop(0)
+        for name in set(sys.modules) - loaded:  # another directory may have one of that name
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == Path(beside):
+                del sys.modules[name]
     return module
 
 
@@ -133,6 +145,23 @@ def called(path: str, function: Callable[[], typing.Any]) -> typing.Any:
         raise
     except BaseException as e:  # sys.exit(), too, would end us as if all were done
         raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
+
+
+def find(path: str) -> Path:
+    """Return the file at `path`, or else the one by that name, such as "quickstart", of those that
+    come with the package. Raises UserError, which lists them, if there is neither."""
+    if Path(path).is_file():
+        return Path(path)
+    package = Path(__file__).parent
+    # Installed, they lie in the package; in a clone, beside it.
+    own = next(d / "experiments" for d in (package, package.parent) if (d / "experiments").is_dir())
+    named = {str(p.relative_to(own).with_suffix("")): p for p in own.rglob("*.py")}
+    if path not in named:
+        raise UserError(
+            f"experiment: no file {path!r}, and none of that name comes with llama_jax; these do: "
+            f"{', '.join(sorted(named))}"
+        )
+    return named[path]
 
 
 # Fields by name

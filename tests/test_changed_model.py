@@ -89,7 +89,8 @@ def test_a_foreign_model_is_not_read_into_a_changed_one(change, cli, good: Path,
         done = cli("import", path, "--out", tmp_path / "run")
         assert_refused(done, "formats/parameters.py")
         assert_refused(
-            cli("sample", path, "--prompt", "x", "--max-tokens", 8), "formats/parameters.py"
+            cli("sample", "--from", path, "--prompt", "x", "--max-tokens", 8),
+            "formats/parameters.py",
         )
     assert not (tmp_path / "run").exists()
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 
@@ -319,3 +320,38 @@ def test_a_config_of_other_types_is_refused():
     text = to_json(load(QUICKSTART)).replace('"num_layers": 4', '"num_layers": "4"')
     with pytest.raises(UserError, match="there: .* model.num_layers: got '4', expected int"):
         from_json(text, "there")
+
+
+# Where files are
+
+
+def test_the_experiments_that_come_with_it_go_by_their_names(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("quickstart") == changed()
+    done = cli("sweep", "sweeps/cpu_isoflop", "--dry-run")
+    assert done.returncode == 0 and "all: 24 runs" in done.stdout
+    done = cli("show", "quikstart")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "no file 'quikstart'" in line and "these do: llama_13b, llama_33b, " in line
+    (tmp_path / "quickstart").write_text("")  # a file comes first
+    with pytest.raises(UserError, match="'quickstart' is not a Python file"):
+        load("quickstart")
+
+
+def test_a_file_imports_those_beside_it_and_leaves_no_trace(tmp_path):
+    """Two directories may have files of the same name."""
+    before = list(sys.path), set(sys.modules)
+    for rate in (1e-3, 2e-3):
+        directory = tmp_path / str(rate)
+        directory.mkdir()
+        base = (
+            (EXPERIMENTS / "quickstart.py").read_text().replace("peak_lr=2e-3", f"peak_lr={rate}")
+        )
+        (directory / "base.py").write_text(base)
+        (directory / "mine.py").write_text("from base import get_experiment")
+        assert load(str(directory / "mine.py")).optimizer.peak_lr == rate
+        (directory / "broken.py").write_text("from base import nothing")
+        with pytest.raises(UserError, match="ImportError: cannot import name 'nothing'"):
+            load(str(directory / "broken.py"))
+    assert (list(sys.path), set(sys.modules)) == before

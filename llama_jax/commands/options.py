@@ -9,7 +9,10 @@ from collections.abc import Callable
 def experiment(parser: argparse.ArgumentParser) -> None:
     """Add EXPERIMENT and --set."""
     parser.add_argument(
-        "experiment", metavar="EXPERIMENT", help="a file such as experiments/quickstart.py"
+        "experiment",
+        metavar="EXPERIMENT",
+        help="a file such as experiments/quickstart.py, or the name of one that comes with "
+        "llama_jax, such as quickstart",
     )
     overrides(parser)
 

@@ -11,7 +11,12 @@ EXPIRY = 60.0  # of a lease, in seconds
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="with get_sweep(), as in experiments/sweeps")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="with get_sweep(), or the name of one that comes with llama_jax, such as "
+        "sweeps/cpu_isoflop",
+    )
     options.overrides(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what it is and what is done"
