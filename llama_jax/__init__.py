@@ -31,6 +31,7 @@ if typing.TYPE_CHECKING:
     from llama_jax.sharding import batch_sharding, make_mesh
     from llama_jax.step import TrainState, init_state, make_train_step, next_token_loss
 
+__version__ = "0.1.0"
 __all__ = [
     "DataConfig",
     "Execution",

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
+from llama_jax import __version__
 from llama_jax.config import UserError
 from llama_jax.process import Terminated, raise_on_signals
 
@@ -119,6 +120,7 @@ def internal_error(error: Exception) -> str:
 def parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of a command line, with the options of the verb that `words` call."""
     p = Parser(prog="llama-jax", description="Train LLaMA from public data.")
+    p.add_argument("--version", action="version", version=f"llama-jax {__version__}")
     verbs = p.add_subparsers(dest="verb", required=True, metavar="VERB")
     called = next((word for word in words if not word.startswith("-")), None)
     for verb, does in VERBS.items():

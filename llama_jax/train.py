@@ -11,7 +11,7 @@ from llama_jax.data.schedule import Schedule
 from llama_jax.evaluation.perplexity import validation_losses
 from llama_jax.experiment import differences, from_json, to_json
 from llama_jax.flops import executed_flops
-from llama_jax.guards.monitor import Monitor
+from llama_jax.guards.monitor import FIRST_STEPS, Monitor
 from llama_jax.guards.stop import Stop
 from llama_jax.run import checkpoint
 from llama_jax.run.loss_figure import plot_losses
@@ -19,8 +19,6 @@ from llama_jax.run.metrics import check_wandb
 from llama_jax.run.workdir import config_file, profile_dir, tokenizer_file, write_whole
 from llama_jax.sharding import batch_sharding, mesh_of
 from llama_jax.step import init_state, make_eval_step, make_train_step, next_token_loss
-
-STEPS_BEFORE_PROFILE = 2  # the first steps of a process wait for compilation and for data
 
 
 def train(
@@ -72,7 +70,7 @@ def train(
         ):
             keep_with_run(experiment, workdir)  # from here on the workdir is this experiment's
             dispatched = None  # the step before: its figures are fetched while the device computes
-            profile = range(start + STEPS_BEFORE_PROFILE, run.num_steps)[:profile_steps]
+            profile = range(start + FIRST_STEPS, run.num_steps)[:profile_steps]
             for step in range(start, run.num_steps):
                 if profile and step == profile[0]:
                     jax.profiler.start_trace(profile_dir(workdir))

@@ -1,5 +1,6 @@
 """The verbs on a finished run, and what cannot be done, said in a line."""
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -119,3 +120,17 @@ def test_show_resolves_an_experiment(cli):
     ):
         assert figure in printed
     assert json.loads(to_json(load(str(path))))["model"]["num_layers"] == 32
+
+
+def test_the_version_is_that_of_the_distribution(cli):
+    done = cli("--version")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"llama-jax {importlib.metadata.version('llama-jax')}\n",
+    )
+
+
+def test_steps_that_wait_for_compilation_have_no_utilisation(trained):
+    rows = [row for row in read_metrics(epath.Path(trained)) if "loss" in row]
+    assert [row["step"] for row in rows if "mfu" not in row] == [1, 2]
+    assert all(row["tokens_per_second"] > 0 for row in rows)

@@ -34,6 +34,14 @@ def test_gpus_are_planned_by_arithmetic_and_say_so(plan):
     assert "FITS by arithmetic" in done.stdout and " at 2 a chip and hour" in done.stdout
 
 
+def test_the_memory_of_a_small_model_is_in_mib(cli):
+    """Of a laptop's, no part is 0.00."""
+    printed = cli("plan", "quickstart", "--slice", "h100:1").stdout
+    (hbm,) = re.findall(r"HBM a chip +(.*) MiB of 74.51 GiB", printed)
+    *parts, total = map(float, re.findall(r"\d+\.\d+", hbm))
+    assert sum(parts) == pytest.approx(total, abs=0.03) and min(parts) > 1
+
+
 def test_gpus_that_are_too_small_are_told_what_fits(plan):
     large = ("execution.attention=cudnn", "model.num_layers=32", "model.embed_dim=4096")
     large += ("data.batch_size=512", "data.seq_len=2048")

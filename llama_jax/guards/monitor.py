@@ -28,6 +28,8 @@ from llama_jax.run.workdir import (
     write_whole,
 )
 
+FIRST_STEPS = 2  # of a process, which wait for compilation and for data
+
 
 class NonFiniteLoss(RuntimeError):
     """Training cannot go on; the message names the step, its rows and the checkpoint before it."""
@@ -49,7 +51,7 @@ class Monitor:
     ):
         """Open the run's files. start: updates made. step_flops: executed, of all devices."""
         self.experiment, self.workdir, self.step_flops = experiment, workdir, step_flops
-        self.schedule, self.manager = schedule, manager
+        self.schedule, self.manager, self.start = schedule, manager, start
         self.num_steps = experiment.run.num_steps
         self.tokens_per_step = experiment.data.batch_size * experiment.data.seq_len
         self.flops_per_token = model_flops_per_token(experiment.model, experiment.data.seq_len)
@@ -87,15 +89,18 @@ class Monitor:
             "tokens": step * self.tokens_per_step,
             "seconds": seconds,
             "tokens_per_second": rate,
-            "mfu": rate * self.flops_per_token / self.peak,
-            "hfu": self.step_flops / seconds / self.peak,
         }
+        utilisation = "MFU n/a"
+        if step > self.start + FIRST_STEPS:
+            mfu = rate * self.flops_per_token / self.peak
+            hfu = self.step_flops / seconds / self.peak
+            values |= {"mfu": mfu, "hfu": hfu}
+            utilisation = f"MFU {mfu:.1%}  HFU {hfu:.1%}"
         self.writer.write(step, values)
         if self.progress is not None:
             self.progress.update(
                 step,
-                f"loss {values['loss']:.4f}  {rate:,.0f} tok/s  "
-                f"MFU {values['mfu']:.1%}  HFU {values['hfu']:.1%}",
+                f"loss {values['loss']:.4f}  {rate:,.0f} tok/s  {utilisation}",
             )
 
     def validation(self, step: int, losses: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ from llama_jax.plan.estimate import A_SPREAD, B_SPREAD
 from llama_jax.plan.plan import Plan
 
 LISTED_COLLECTIVES = 5
+MIB = 2**20
 
 
 def lines(plan: Plan) -> list[str]:
@@ -77,9 +78,11 @@ def _provenance(plan: Plan) -> str:
 
 
 def _hbm(plan: Plan) -> str:
-    parts = " + ".join(f"{name} {size / GIB:.2f}" for name, size in plan.hbm_bytes.items())
     peak = plan.hbm_peak_bytes
-    total = "?" if peak is None else f"{peak / GIB:.2f}"
+    small = peak is not None and peak < 0.1 * GIB  # whose parts would read 0.00
+    unit = MIB if small else GIB
+    parts = " + ".join(f"{name} {size / unit:.2f}" for name, size in plan.hbm_bytes.items())
+    total = "?" if peak is None else f"{peak / unit:.2f}{' MiB' if small else ''}"
     return f"{parts} = {total} of {_gib(plan.hbm_limit_bytes)}"
 
 
@@ -209,7 +212,7 @@ def table(plans: Sequence[Plan]) -> list[str]:
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= 0.01 * GIB else f"{size / 2**20:.2f} MiB"
+    return f"{size / GIB:.2f} GiB" if size >= 0.01 * GIB else f"{size / MIB:.2f} MiB"
 
 
 def _number(value: float) -> str:

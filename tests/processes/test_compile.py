@@ -14,7 +14,6 @@ import pytest
 from helpers.plans import EXPERIMENT, SLICE, TINY, needs_libtpu, tiny
 from llama_jax.config import UserError
 from llama_jax.experiment import load
-from llama_jax.hardware import GIB
 from llama_jax.plan import compile as compiler
 from llama_jax.plan import figure
 from llama_jax.plan.analytic import estimate_analytically
@@ -94,7 +93,7 @@ def test_json_has_what_the_text_has(compiled):
     text = "\n".join(lines(found))
     assert f"FITS with {found.spare_share:.1%}" in text
     assert found.hbm_peak_bytes is not None and found.executed_flops is not None
-    assert f"= {found.hbm_peak_bytes / GIB:.2f} of 15.75 GiB" in text
+    assert f"= {found.hbm_peak_bytes / 2**20:.2f} MiB of 15.75 GiB" in text
     assert f"x {found.executed_flops / found.model_flops:.3f}" in text
     # Exactly what arithmetic says, of what it knows exactly.
     rough = estimate_analytically(e, SLICE)
