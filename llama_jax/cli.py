@@ -29,7 +29,7 @@ VERBS = {
     "sample": "continue prompts with a trained or another framework's model",
     "export": "write a model in another framework's format",
     "import": "make a workdir of another framework's model",
-    "plot": "draw the loss curves of a run into its loss.png",
+    "plot": "draw the loss curves of a run, of several, or of a sweep",
     "sweep": "train the experiments of a file, each once",
     "fit": "fit scaling laws to a table of runs, three ways",
     "budget": "choose the model to train for a demand",

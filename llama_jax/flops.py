@@ -26,15 +26,6 @@ def num_params(cfg: ModelConfig) -> int:
     return sum(map(math.prod, param_shapes(cfg).values()))
 
 
-def num_vector_params(cfg: ModelConfig) -> int:
-    """Return the number of parameters in vectors, which are the scales of norms."""
-    from llama_jax.model import param_shapes
-
-    return sum(
-        math.prod(shape) for name, shape in param_shapes(cfg).items() if _is_vector(name, shape)
-    )
-
-
 def num_matmul_params(cfg: ModelConfig) -> int:
     """Return the number of parameters that take part in a matrix product: no norm scales, no
     embedding table but the head.
@@ -48,7 +39,7 @@ def num_matmul_params(cfg: ModelConfig) -> int:
         name = path.rpartition("/")[2]
         if name in MATRICES or (name == TABLE and HEAD not in shapes):
             total += math.prod(shape)
-        elif name != TABLE and not _is_vector(path, shape):
+        elif name != TABLE and not is_vector(path, shape):
             raise UserError(
                 f"model: the FLOPs of parameter {path} {shape} are not known; if every token is "
                 f"multiplied by it once, add {name!r} to MATRICES in llama_jax/flops.py, or else "
@@ -57,7 +48,8 @@ def num_matmul_params(cfg: ModelConfig) -> int:
     return total
 
 
-def _is_vector(name: str, shape: tuple[int, ...]) -> bool:
+def is_vector(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a parameter of param_shapes is one in each layer, as the scale of a norm."""
     return len(shape) - name.startswith("layers/") == 1
 
 

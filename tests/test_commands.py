@@ -49,6 +49,38 @@ def test_plot_draws_the_figure_again(cli, workdir):
     assert done.returncode == 0 and (workdir / "loss.png").exists()
 
 
+def test_plot_draws_several_runs_told_apart_by_what_was_swept(cli, trained, tmp_path, monkeypatch):
+    """A sweep's directory, or runs by name; from the lowest of what was swept to the highest."""
+    sweep = tmp_path / "sweep"
+    for digest, rate, batch in (("a1", 0.01, 8), ("b2", 0.003, 8), ("c3", 0.003, 16)):
+        (sweep / digest).mkdir(parents=True)
+        shutil.copy(trained / "metrics.jsonl", sweep / digest)
+        text = (trained / "config.json").read_text()
+        text = text.replace('"peak_lr": 0.003', f'"peak_lr": {rate}')
+        text = text.replace('"batch_size": 8', f'"batch_size": {batch}')
+        (sweep / digest / "config.json").write_text(text)
+    figures = []
+    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
+    monkeypatch.chdir(tmp_path)
+    for args, out in (
+        ((sweep,), sweep / "loss.png"),
+        ((sweep / "a1", sweep / "b2", sweep / "c3"), tmp_path / "loss.png"),
+        ((sweep, "--out", "other.png"), tmp_path / "other.png"),
+    ):
+        done = cli("plot", *args)
+        assert done.returncode == 0, done.stderr
+        assert out.read_bytes().startswith(b"\x89PNG")
+        legend = figures[-1].axes[0].get_legend()
+        assert [text.get_text() for text in legend.get_texts()] == [
+            "batch_size 8, peak_lr 0.003",
+            "batch_size 8, peak_lr 0.01",
+            "batch_size 16, peak_lr 0.003",
+        ]
+        assert len({line.get_color() for line in legend.get_lines()}) == 3
+    done = cli("plot", sweep, "--out", "x.pdf")
+    assert done.returncode == 2 and "expected a name in .png" in done.stderr
+
+
 @pytest.fixture
 def refused(cli) -> Callable[..., str]:
     """What llama-jax prints on stderr when it ends with status 2, as it must: one line."""

@@ -11,6 +11,7 @@ from llama_jax import config
 from llama_jax import experiment as experiments
 from llama_jax.config import Experiment, UserError
 from llama_jax.experiment import differences, from_json, identity, load, override, to_json
+from llama_jax.run.curves_figure import varied
 
 FILES = sorted(EXPERIMENTS.glob("*.py"))
 
@@ -320,6 +321,19 @@ def test_a_config_of_other_types_is_refused():
     text = to_json(load(QUICKSTART)).replace('"num_layers": 4', '"num_layers": "4"')
     with pytest.raises(UserError, match="there: .* model.num_layers: got '4', expected int"):
         from_json(text, "there")
+
+
+def test_what_is_not_the_same_in_all_of_a_sweep():
+    runs = [
+        changed(),
+        changed("optimizer.peak_lr=1e-4"),
+        changed("run.seed=1", "run.num_steps=800"),
+    ]
+    runs[0] = changed("execution.micro_batches=2", "upkeep.eval_every=7")  # of no result
+    rows = [(2e-3, 750, 0), (1e-4, 750, 0), (2e-3, 800, 1)]
+    names = ("optimizer.peak_lr", "run.num_steps", "run.seed")
+    assert varied(runs) == [dict(zip(names, row, strict=True)) for row in rows]
+    assert varied([changed(), changed()]) == [{}, {}]
 
 
 # Where files are

@@ -5,15 +5,17 @@ shapes alone: see the bands in tests/test_plan.py.
 """
 
 import dataclasses
+import math
 
 from llama_jax.config import LOSS_CHUNK, REMAT_POLICIES, Experiment, ModelConfig
 from llama_jax.flops import (
+    is_vector,
     model_flops_per_token,
     num_matmul_params,
     num_params,
-    num_vector_params,
 )
 from llama_jax.hardware import HOST_BANDWIDTH, Slice
+from llama_jax.model import param_shapes
 
 FP32, BF16 = 4, 2  # bytes
 # As the compiler has it for 7B on v5e:8x8, where this misses its step by 2%.
@@ -94,7 +96,9 @@ def _tokens(experiment: Experiment) -> int:
 
 def _device_params(experiment: Experiment) -> int:
     model, mesh = experiment.model, experiment.execution.mesh
-    norms = num_vector_params(model)  # each device has all of them
+    shapes = param_shapes(model).items()
+    norms = sum(math.prod(shape) for name, shape in shapes if is_vector(name, shape))
+    # Each device has all of these.
     return (num_params(model) - norms) // (mesh.fsdp * mesh.tensor) + norms
 
 

@@ -349,12 +349,10 @@ def check_shapes(workdir: epath.Path, meta: Meta, experiment: Experiment) -> Non
     saved = {name for name in meta.fingerprints if not name[0].isdigit()}
     own = param_shapes(experiment.model).keys()
     for name in sorted(saved ^ own):
-        has, lacks = (
-            (where, "llama_jax/model.py") if name in saved else ("llama_jax/model.py", where)
-        )
+        only = "the checkpoint" if name in saved else "llama_jax/model.py"
         raise UserError(
-            f"model: {has} has parameter {name}, {lacks} has not; expected the model.py that it "
-            "was trained with, or another --workdir"
+            f"model: only {only} has parameter {name}; {where} expects the model.py that it was "
+            "trained with, or take another --workdir"
         )
 
 

@@ -3,7 +3,8 @@
     WORKDIR/HASH/         the workdir of the experiment with that hash, as of llama-jax train
     WORKDIR/HASH/*.lease  who trains it now, see run/lease.py
     WORKDIR/HASH/finished.json, failed.json, log.txt
-    WORKDIR/results.csv   a row for each evaluation of each finished experiment
+    WORKDIR/results.csv   a row for each evaluation of each finished experiment, with a column for
+                          each field that is not the same in all experiments
 
 Every process that shares a sweep finds all it has to know in these files.
 """
@@ -26,6 +27,7 @@ from llama_jax.config import Experiment, UserError
 from llama_jax.data import store
 from llama_jax.experiment import called, check_types, execute, identity, override, validate
 from llama_jax.flops import model_flops_per_token, num_params
+from llama_jax.run.curves_figure import varied
 from llama_jax.run.lease import held, leases, living
 from llama_jax.run.metrics import read_metrics
 from llama_jax.run.workdir import failed_file, finished_file, metrics_file, write_whole
@@ -306,12 +308,13 @@ def unreadable(runs: list[Run]) -> list[str]:
 def write_results(runs: list[Run], workdir: epath.Path) -> None:
     """Write results.csv, of all that is finished but for what `unreadable` names."""
     written = None
+    swept = dict(zip(runs, varied([run.experiment for run in runs]), strict=True))
     # Another process may finish a run, and write, between our reading and our writing.
     while written != (done := [run for run in runs if finished(run)]):
         table = []
         for run in done:
             with contextlib.suppress(UserError):
-                table += rows(run)
+                table += [row | swept[run] for row in rows(run)]
         columns = list(dict.fromkeys(name for row in table for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -82,6 +82,8 @@ def test_a_killed_sweep_goes_on_and_trains_nothing_twice(make_file, tmp_path):
         assert (os.stat(log).st_mtime_ns > tried) == tries_again
     assert [row["date"] for row in table(workdir)] == dates
 
+    for row, run in zip(table(workdir)[::2], runs, strict=False):
+        assert row["model.embed_dim"] == str(run.experiment.model.embed_dim)
     points = read(workdir / "results.csv", Columns())
     assert len(points) == 4 and len(points.final()) == 2
     assert list(points.params[::2]) == [num_params(run.experiment.model) for run in runs[:2]]
