@@ -97,7 +97,7 @@ def test_moves_to_the_host_take_time_and_room():
         ),
         (
             ["execution.mesh.fsdp=3"],
-            "expected a multiple of execution.mesh.fsdp=3; the nearest that works is --set",
+            r"= 1 \* 3 \* 1 = 3, but v5e:2x2 has 4 devices; the nearest that works is --set",
         ),
         (["execution.micro_batches=3"], "nearest that works is --set execution.micro_batches=2"),
         (["execution.attention=cudnn"], "cudnn runs on NVIDIA GPUs, not on v5e:2x2; --set exec"),

@@ -28,9 +28,10 @@ NUM_STEPS = 4
 
 
 def run(experiment: Experiment, num_steps: int = NUM_STEPS):
-    """(losses, final state, compiled step) of a few steps on the experiment's mesh."""
+    """(losses, final state, compiled step) of a few steps on the experiment's mesh, or on one
+    device if it has none."""
     mesh_cfg, A = experiment.execution.mesh, experiment.execution.micro_batches
-    num_devices = mesh_cfg.replica * mesh_cfg.fsdp * mesh_cfg.tensor
+    num_devices = mesh_cfg.replica * mesh_cfg.fsdp * mesh_cfg.tensor or 1
     mesh = make_mesh(mesh_cfg, jax.devices()[:num_devices])
     sharding = batch_sharding(mesh, mesh_cfg, "ABT")
     losses = []
