@@ -44,6 +44,15 @@ def test_a_run_ends_with_its_row_of_most_tokens(tmp_path):
         ),
         ("N,D,C\n1,2,12\n", "no column 'loss'; there are N, D, C"),
         ("N,size,loss\n1,2,3\n", "two of parameters, tokens and FLOPs are needed"),
+        (
+            "N,D,loss\n70,1400,3\n1000,20000,2\n",
+            "column 'N' goes from 70 to 1000; expected parameters, tokens and FLOPs, not millions",
+        ),
+        ("N,D,loss\n7e7,1.4,3\n", "column 'D' goes from 1.4 to 1.4; expected parameters, tokens"),
+        (
+            "N,D,C,loss\n7e7,1.4e9,0.588,3\n",  # in exaFLOPs
+            "C is 1e-18 times 6 N D, in the first row 0.588 for 6 \\* 7e\\+07 \\* 1.4e\\+09; exp",
+        ),
         ("N,D,loss\n1,2,3\n1,2,nan\n", "line 3, column 'loss': got 'nan', expected a number"),
         ("N,D,loss\n1,2,3\n1,-2,3\n", "line 3, column 'D': got '-2', expected a number above 0"),
         ("N,D,loss\n1,2\n", "line 2, column 'loss': got None"),
@@ -84,3 +93,10 @@ def test_a_missing_table_or_column_is_named(tmp_path):
     path = write(tmp_path / "t.csv", isoflop_table(0, 0))
     with pytest.raises(UserError, match="no column 'params'; there are N, D, C, loss, run"):
         results.read(path, Columns(params="params"))
+
+
+def test_flops_need_not_be_exactly_6nd(tmp_path):
+    """Attention counts, and embeddings may not."""
+    path = tmp_path / "t.csv"
+    path.write_text("N,D,C,loss\n" + "".join(f"{n}e5,1e9,1.2e16,3\n" for n in (1, 2, 4)))
+    assert list(results.read(path, Columns()).flops) == [1.2e16] * 3

@@ -9,6 +9,8 @@ import numpy as np
 
 from llama_jax.config import UserError
 
+SMALLEST = 1_000  # parameters of a model, and tokens of a run
+FAR = 300  # C / 6ND, or its inverse: more than parameters without embeddings make of it
 SAME_SIZE = 1.02  # models whose N differ by less than this factor count as one size
 
 
@@ -92,6 +94,8 @@ def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Poi
             f"--d and --flops; there are {', '.join(header)}"
         )
     values = {quantity: column(name) for quantity, name in found.items()}
+    losses = column(columns.loss)
+    _check_units(path, found, values)
     if "flops" not in values:
         values["flops"] = 6 * values["params"] * values["tokens"]
     elif "tokens" not in values:
@@ -101,7 +105,7 @@ def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Poi
     runs = [row[columns.run] for _, row in lines] if columns.run in header else range(len(lines))
     number = {run: i for i, run in enumerate(dict.fromkeys(runs))}
     run = np.array([number[run] for run in runs], int)
-    points = Points(**values, loss=column(columns.loss), run=run)
+    points = Points(**values, loss=losses, run=run)
     for name, i in number.items():
         sizes = points.params[run == i]
         if sizes.max() > SAME_SIZE * sizes.min():
@@ -118,6 +122,27 @@ def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Poi
             "tokens per parameter (--min-tokens-per-param)"
         )
     return left
+
+
+def _check_units(path: Path, names: dict[str, str], values: dict[str, np.ndarray]) -> None:
+    """Raise UserError for parameters in millions, tokens in billions, FLOPs in exaFLOPs and such:
+    numbers that are too small, or whose C is not near 6ND."""
+    expected = "expected parameters, tokens and FLOPs, not millions or billions of them"
+    for quantity in ("params", "tokens"):
+        if quantity in values and len(values[quantity]) and values[quantity].min() < SMALLEST:
+            least, most = values[quantity].min(), values[quantity].max()
+            raise UserError(
+                f"{path}: column {names[quantity]!r} goes from {least:g} to {most:g}; {expected}"
+            )
+    if len(values) == 3 and len(values["flops"]):
+        ratios = values["flops"] / (6 * values["params"] * values["tokens"])
+        ratio = float(np.median(ratios))
+        if not 1 / FAR <= ratio <= FAR:
+            n, d, c = (values[quantity][0] for quantity in ("params", "tokens", "flops"))
+            raise UserError(
+                f"{path}: {names['flops']} is {ratio:.3g} times 6 {names['params']} "
+                f"{names['tokens']}, in the first row {c:g} for 6 * {n:g} * {d:g}; {expected}"
+            )
 
 
 def _separator(header: list[str]) -> str:
