@@ -12,7 +12,8 @@ import pytest
 from etils import epath
 
 from helpers.paths import EXPERIMENTS
-from llama_jax.experiment import load, to_json
+from llama_jax.commands import show
+from llama_jax.experiment import IDENTITY, fields, load, to_json
 from llama_jax.run.metrics import read_metrics
 
 
@@ -135,6 +136,23 @@ def test_what_cannot_be_done_is_said_in_a_line(refused, experiment_file, workdir
     assert "--multihost: got '1,2'" in refused("train", experiment_file, *new, "--multihost", "1,2")
     assert "metrics.jsonl; it is written by llama-jax train" in refused("plot", tmp_path / "no")
     assert "no checkpoint '7'" in refused("sample", f"{workdir}@7", "--prompt", "x")
+
+
+def test_show_says_what_is_not_the_papers(cli):
+    printed = " ".join(cli("show", "llama_13b").stdout.split())
+    assert "nothing that a result depends on differs from the paper's llama_13b" in printed
+    done = cli(
+        "show", "llama_13b", "--set", "optimizer.b2=0.99", "--set", "execution.micro_batches=4"
+    )
+    (row,) = [line for line in done.stdout.splitlines() if "optimizer.b2" in line]
+    assert [cell.strip() for cell in row.split("│")[1:4]] == ["optimizer.b2", "0.99", "0.95"]
+    assert "micro_batches" not in done.stdout.split("what differs from llama_13b")[1]
+
+
+def test_show_knows_what_every_field_is():
+    """Of those that a result depends on."""
+    names = {name for name, _, _ in fields(load("quickstart")) if name.split(".")[0] in IDENTITY}
+    assert show.MEANINGS.keys() == names - {"data.store"}
 
 
 def test_show_resolves_an_experiment(cli):

@@ -1,6 +1,7 @@
 """show: what an experiment amounts to, as a table."""
 
 import argparse
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -8,8 +9,43 @@ from rich.table import Table
 
 from llama_jax.commands import options
 from llama_jax.config import Experiment
-from llama_jax.experiment import load
+from llama_jax.experiment import IDENTITY, changes, load
 from llama_jax.flops import model_flops_per_token, num_params
+
+PAPER = ("llama_7b", "llama_13b", "llama_33b", "llama_65b")  # of experiments/
+# What a result depends on, in a few words. Not data.store, which is a place.
+MEANINGS = {
+    "model.num_layers": "depth",
+    "model.embed_dim": "width of the residual stream",
+    "model.num_heads": "query heads of a layer",
+    "model.num_kv_heads": "fewer key and value heads than query heads: grouped attention",
+    "model.mlp_dim_override": "width of the MLP, in place of 8/3 of embed_dim",
+    "model.vocab_size": "tokens that are told apart: losses a token do not compare",
+    "model.norm_eps": "what keeps RMSNorm from dividing by 0",
+    "model.rope_theta": "base of the rotary wavelengths",
+    "model.tie_embeddings": "the head is the embedding table, which saves its parameters",
+    "model.init_std": "of initial weights; the paper does not state it",
+    "model.compute_dtype": "what is multiplied in; parameters are float32",
+    "data.mixture": "share of tokens by source",
+    "data.corpus": "the text",
+    "data.tokenizer": "how text becomes tokens",
+    "data.seq_len": "tokens that can see each other",
+    "data.batch_size": "rows in a step",
+    "data.seed": "the order of the data",
+    "data.attend_across_documents": "whether a token sees the documents before its own",
+    "optimizer.peak_lr": "learning rate after warm-up",
+    "optimizer.warmup_steps": "steps up to the peak",
+    "optimizer.final_lr_ratio": "share of the peak at the end of the cosine",
+    "optimizer.b1": "memory of AdamW's mean gradient",
+    "optimizer.b2": "memory of AdamW's mean square",
+    "optimizer.eps": "what keeps AdamW from dividing by 0; the paper does not state it",
+    "optimizer.weight_decay": "pull of the weights to 0, times the learning rate",
+    "optimizer.no_decay": "names of parameters without that pull",
+    "optimizer.clip_norm": "longest gradient",
+    "run.num_steps": "with the batch, the tokens trained on",
+    "run.gradient_dtype": "of the sum over micro-batches",
+    "run.seed": "the initial weights",
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +106,34 @@ def print_experiment(experiment: Experiment, name: str) -> None:
         table.add_row(label, value)
     Console(markup=False).print(table)
     _print_learning_rate(experiment, tokens_per_step)
+    _print_differences(experiment)
+
+
+def _print_differences(experiment: Experiment) -> None:
+    """Print what a result depends on and the paper has otherwise, in its model of nearest size."""
+    params = num_params(experiment.model)
+    papers = {name: load(name) for name in PAPER}
+    name, paper = min(
+        papers.items(), key=lambda item: abs(math.log(num_params(item[1].model) / params))
+    )
+    title = f"what differs from {name}, the paper's model of nearest size"
+    table = Table(title=title, title_justify="left")
+    table.add_column("field", no_wrap=True)
+    for heading in ("here", "paper", "what it is"):
+        table.add_column(heading, overflow="fold")
+    for field, (theirs, ours) in changes(paper, experiment).items():
+        if field.partition(".")[0] in IDENTITY and field != "data.store":
+            table.add_row(field, _brief(ours), _brief(theirs), MEANINGS[field])
+    if table.row_count:
+        Console().print(table)
+    else:
+        Console().print(f"nothing that a result depends on differs from the paper's {name}")
+
+
+def _brief(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(" ".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in value)
+    return str(value)
 
 
 def _print_learning_rate(experiment: Experiment, tokens_per_step: int) -> None:
