@@ -25,7 +25,7 @@ ROOMS = {
     "opened": {"core", "data", "evaluation", "formats", "generation", "run"},
     "plan": {"core", "run"},
     "scaling": {"core"},
-    "sweeps": {"core", "data", "plan", "run", "train"},
+    "sweeps": {"core", "data", "guards", "plan", "run", "train"},
     "commands": {
         *("core", "data", "evaluation", "formats", "generation", "guards", "opened", "plan"),
         *("run", "scaling", "sweeps", "train"),
@@ -148,7 +148,7 @@ def test_the_trunk_is_read_in_an_afternoon():
     trunk = {path: num_lines(path) for path in import_closure("llama_jax.train")}
     apart = {"hardware.py", "__init__.py"}
     assert 20 < len(trunk) < 35
-    assert sum(n for path, n in trunk.items() if path.name not in apart) <= 3_700
+    assert sum(n for path, n in trunk.items() if path.name not in apart) <= 3_750
 
 
 # Names

@@ -2,12 +2,15 @@
 
 import os
 import random
+import socket
+import subprocess
 import threading
 import time
 
 import pytest
 from etils import epath
 
+from helpers.paths import EXPERIMENTS
 from llama_jax.run import lease
 
 # Leases
@@ -48,6 +51,22 @@ def test_a_lease_without_a_sign_of_life_is_taken_over(tmp_path):
     os.utime(dead.path, (past - 3, past - 3))
     mine = lease.acquire(directory, 1)
     assert mine is not None and lease.leases(directory) == [mine]
+
+
+def test_a_second_process_on_a_workdir_is_refused(cli, tmp_path):
+    """With the first one's host and pid, unless that was killed."""
+    with lease.one_at_a_time(epath.Path(tmp_path)):
+        done = cli("train", EXPERIMENTS / "quickstart.py", "--workdir", tmp_path)
+        assert done.returncode == 2
+        who = f"{tmp_path} is in use by process {os.getpid()} on {socket.gethostname()}, since 20"
+        assert f"llama-jax train: workdir: {who}" in done.stderr
+    assert not list(tmp_path.iterdir())
+    child = subprocess.Popen(["true"])
+    child.wait()
+    orphan = tmp_path / f"{socket.gethostname()}_{child.pid}_0123abcd_60.lease"
+    orphan.write_text("")
+    with lease.one_at_a_time(epath.Path(tmp_path)):
+        assert not orphan.exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import sys
 from pathlib import Path
 
@@ -53,13 +54,12 @@ def run(args: argparse.Namespace) -> int:
     from llama_jax.train import train as run_training
 
     directory, claim = epath.Path(workdir), one_at_a_time
-    if args.multihost:
-        if _join(args.multihost) > 0:  # the first process claims it for all
-            claim = contextlib.nullcontext
-    elif status := ensure(experiment.data):
-        return status
+    if args.multihost and _join(args.multihost) > 0:  # the first process claims it for all
+        claim = contextlib.nullcontext
     try:
         with claim(directory):
+            if not args.multihost and (status := ensure(experiment.data)):
+                return status
             run_training(experiment, directory, args.accept_changes, args.profile)
     except (NonFiniteLoss, Stopped) as e:
         with contextlib.suppress(OSError):  # of a terminal that is gone
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     except OSError as e:  # a disk that is full, a workdir that is gone
         newest = (["none"] + steps(directory))[-1]
         reason = f"{e.strerror or e}; the newest whole checkpoint: {newest}"
-        raise OSError(e.errno, reason, e.filename) from e
+        raise OSError(e.errno or errno.EIO, reason, e.filename) from e
     return 0
 
 

@@ -31,7 +31,7 @@ from llama_jax.hardware import GIB, Slice, parse_slice
 from llama_jax.plan.sources import import_closure
 from llama_jax.process import child_command, end_with_parent
 
-MAX_CACHED_BYTES = 2**30  # of JSON; the program of 65B takes a hundredth of it
+MAX_CACHED_BYTES = 2**28  # of JSON; a program takes about a megabyte
 TIMEOUT_SECONDS = 1800.0  # twenty times what 7B takes on an idle core
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax")
 

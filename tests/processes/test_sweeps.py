@@ -94,6 +94,20 @@ def test_a_killed_sweep_goes_on_and_trains_nothing_twice(make_file, tmp_path):
         assert float(row["loss"]) == pytest.approx(mean)
 
 
+def test_a_sweep_that_is_asked_to_end_saves_first(make_file, tmp_path):
+    file, workdir = make_file((16, 100_000, 512)), tmp_path / "sweep"
+    (run,) = sweep.load(str(file), [], epath.Path(workdir))
+    process = start(file, "--workdir", workdir)
+    wait_until((run.directory / "metrics.jsonl").exists, process)
+    wait_until(lambda: read_metrics(run.directory), process)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "llama-jax sweep: ended by SIGTERM" in printed
+    assert steps(run.directory) == [read_metrics(run.directory)[-1]["step"]]
+    assert sweep.state(run).status == "unfinished"
+
+
 def test_two_processes_share_a_sweep(make_file, tmp_path):
     """Both want the first run first, and the token store before that."""
     file, workdir = make_file((16, 8, 512), (16, 12, 512)), tmp_path / "sweep"
