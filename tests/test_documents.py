@@ -1,6 +1,8 @@
 """The corpus: sources, splits and lines, and the seqio mixture over them."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 
@@ -14,12 +16,14 @@ from llama_jax.data.prepare import prepare
 GOOD = b'{"text": "good"}\n'
 
 BAD_LINES = {
-    "broken JSON": b'{"text": "bad\n',
-    "no text": b'{"content": "bad"}\n',
-    "text of another type": b'{"text": 3}\n',
-    "no object": b'"text"\n',
-    "not UTF-8": b'{"text": "\xff\xfe"}\n',
-    "half a surrogate pair": b'{"text": "\\ud83e"}\n',
+    "broken JSON": (b'{"text": "bad\n', "Invalid control character at: column 14"),
+    "a bare NUL": (b'{"text": "\0"}\n', "Invalid control character at: column 11"),
+    "no end of brackets": (b"[" * 100_000 + b"\n", "maximum recursion depth exceeded"),
+    "no text": (b'{"content": "bad"}\n', 'has no "text"'),
+    "text of another type": (b'{"text": 3}\n', '"text" is of type int'),
+    "no object": (b'"text"\n', 'has no "text"'),
+    "not UTF-8": (b'{"text": "\xff\xfe"}\n', "can't decode byte 0xff"),
+    "half a surrogate pair": (b'{"text": "\\ud83e"}\n', "surrogates not allowed"),
 }
 
 
@@ -36,30 +40,76 @@ def little_corpus(tiny_data, tmp_path, train: bytes) -> DataConfig:
 
 
 @pytest.mark.parametrize("bad", BAD_LINES)
-def test_bad_line_is_an_error_with_file_and_line(tiny_data, tmp_path, bad):
-    data = little_corpus(tiny_data, tmp_path, GOOD * 2 + BAD_LINES[bad] + GOOD)
+def test_bad_line_is_an_error_with_file_and_line(tiny_data, tmp_path, capfd, bad):
+    line, reason = BAD_LINES[bad]
+    data = little_corpus(tiny_data, tmp_path, GOOD * 2 + line + GOOD)
     with pytest.raises(UserError, match=r"corpus/essays/train.jsonl:3: expected") as error:
         prepare(data, num_workers=1)
-    assert "\n" not in str(error.value)
+    assert reason in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "store/essays/train.json").exists()
+    printed = capfd.readouterr().err  # by TensorFlow, of errors in its pipeline
+    assert "Traceback" not in printed and "UserError" not in printed
 
 
-def test_truncated_gzip_is_an_error(tiny_data, tmp_path):
+@pytest.mark.parametrize("ending", ["gz", "xz"])
+@pytest.mark.parametrize("kept_bytes", [-20, 0])
+def test_truncated_file_is_an_error(tiny_data, tmp_path, ending, kept_bytes):
     data = little_corpus(tiny_data, tmp_path, GOOD)
-    path = tmp_path / "corpus/essays/train-1.jsonl.gz"
+    path = tmp_path / f"corpus/essays/train-1.jsonl.{ending}"
     write_jsonl(path, ["good"] * 1000)
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"essays/train-1.jsonl.gz: cannot be read after line"):
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(UserError, match=rf"essays/train-1.jsonl.{ending}: cannot be read after"):
         prepare(data, num_workers=1)
 
 
-def test_empty_documents_are_dropped(tiny_data, tmp_path):
-    data = little_corpus(tiny_data, tmp_path, b'{"text": ""}\n' + GOOD + b'{"text": " \\n"}\n')
+NO_FILES = {
+    "a directory": (Path.mkdir, "is no regular file"),
+    "a pipe": (os.mkfifo, "is no regular file"),
+    "a link to nothing": (lambda path: path.symlink_to("gone"), "is no regular file"),
+    "an unreadable file": (lambda path: path.symlink_to("/proc/self/mem"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_cannot_be_read_as_a_file_is_an_error_that_names_it(tiny_data, tmp_path, kind):
+    make, reason = NO_FILES[kind]
+    data = little_corpus(tiny_data, tmp_path, GOOD)
+    make(tmp_path / "corpus/essays/train-1.jsonl")
+    with pytest.raises(UserError, match=rf"essays/train-1.jsonl: {reason}"):
+        prepare(data, num_workers=1)
+
+
+def test_a_file_in_a_compression_that_is_not_read_is_not_left_out_silently(tiny_data, tmp_path):
+    data = little_corpus(tiny_data, tmp_path, GOOD)
+    (tmp_path / "corpus/essays/train-1.jsonl.zst").write_bytes(b"(\xb5/\xfd")
+    with pytest.raises(UserError, match=r"essays/train-1.jsonl.zst: would be left out; .*\.xz"):
+        prepare(data, num_workers=1)
+
+
+def test_blank_lines_and_documents_are_left_out_and_counted(tiny_data, tmp_path, capsys):
+    blank = b'\n \r\n{"text": ""}\n' + GOOD + b'{"text": " \\n"}\n'
+    data = little_corpus(tiny_data, tmp_path, blank)
     (tmp_path / "corpus/essays/train-1.jsonl").write_bytes(b"")
     for _ in range(2):  # the second time from what is there
         prepare(data, num_workers=1)
     tokens = [BOS, *tokenizer.load(data.tokenizer).encode("good"), EOS]
     assert all_tokens(data, "essays", "train").tolist() == tokens
+    line = next(s for s in capsys.readouterr().out.splitlines() if "essays/train-00001" in s)
+    assert "1 documents" in line and "4 blank left out" in line
+
+
+def test_a_split_without_text_is_an_error(tiny_data, tmp_path):
+    data = little_corpus(tiny_data, tmp_path, b"")
+    with pytest.raises(UserError, match=r"corpus/essays has no text in its train files"):
+        prepare(data, num_workers=1)
+    assert not store.exists(data)
+
+
+def test_a_nul_in_a_text_is_kept(tiny_data, tmp_path):
+    data = little_corpus(tiny_data, tmp_path, b'{"text": "a\\u0000b"}\n')
+    prepare(data, num_workers=1)
+    tokens = all_tokens(data, "essays", "train").tolist()
+    assert tokenizer.load(data.tokenizer).decode(tokens) == "a\0b"
 
 
 def test_missing_source_and_missing_split_are_errors(tiny_data, tmp_path):

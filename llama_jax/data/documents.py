@@ -6,6 +6,7 @@ One JSON object a line, with the document in its "text" field.
 import gzip
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,15 @@ from llama_jax.config import DataConfig, UserError
 
 EMBEDDED = Path(__file__).parent / "corpus"
 OPEN = {".jsonl": lambda raw: raw, ".gz": gzip.open, ".xz": lzma.open}
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
+UNREAD = (".jsonl.zst", ".jsonl.bz2")  # of corpora, too, but Python 3.11 has no zstd
 
 
 def files(data: DataConfig, source: str, split: str) -> list[epath.Path]:
-    """Return the shard files of one split of a source, by name. Raises UserError for none."""
+    """Return the shard files of one split of a source, by name.
+
+    Raises UserError if there are none, and for one that cannot be read as a file.
+    """
     corpus = epath.Path(EMBEDDED if data.corpus == "embedded" else data.corpus)
     directory = corpus / source
     if not directory.is_dir():
@@ -27,32 +33,51 @@ def files(data: DataConfig, source: str, split: str) -> list[epath.Path]:
             f"data.mixture: source {source!r} has no directory in data.corpus={data.corpus!r}; "
             f"expected {directory} with train*.jsonl[.gz|.xz] and validation*.jsonl[.gz|.xz]"
         )
-    endings = (".jsonl", ".jsonl.gz", ".jsonl.xz")
-    found = sorted(path for path in directory.glob(f"{split}*") if path.name.endswith(endings))
+    named = sorted(directory.glob(f"{split}*"))
+    for path in named:
+        if path.name.endswith(UNREAD):
+            accepted = ", ".join(ENDINGS)
+            raise UserError(f"{path}: would be left out; compress it as one of {accepted}")
+    found = [path for path in named if path.name.endswith(ENDINGS)]
     if not found:
         raise UserError(f"data.corpus: {directory} has no {split}*.jsonl, .jsonl.gz or .jsonl.xz")
+    for path in found:
+        local = "://" not in str(path)
+        if local and not os.path.isfile(
+            path
+        ):  # for epath, a pipe is a file; it would be waited for
+            raise UserError(f"{path}: is no regular file; replace it, or give it another name")
     return found
 
 
 def read(path: epath.Path) -> Iterator[str]:
-    """Yield the text of each document of one file. Raises UserError naming file and line."""
+    """Yield the text of each line of one file, "" for a blank one.
+
+    Raises UserError naming file and line.
+    """
     number = 0
     try:
         with path.open("rb") as raw, OPEN[path.suffix](raw) as lines:
             for line in lines:
                 number += 1
                 yield _text(line)
-    except (ValueError, KeyError, TypeError) as e:
-        reason = f"{type(e).__name__}: {e}"
+            if path.suffix == ".gz" and raw.tell() == 0:
+                raise EOFError("the file is empty")  # gzip takes that for the end
+    except (ValueError, RecursionError) as e:
+        reason = f"{e.msg}: column {e.colno}" if isinstance(e, json.JSONDecodeError) else e
         raise UserError(f'{path}:{number}: expected {{"text": "..."}} in UTF-8; {reason}') from e
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as e:
-        reason = f"{type(e).__name__}: {e}"
-        raise UserError(f"{path}: cannot be read after line {number}; {reason}") from e
+        raise UserError(f"{path}: cannot be read after line {number}; {e}") from e
 
 
 def _text(line: bytes) -> str:
-    text = json.loads(line.decode("utf-8"))["text"]
+    if not line.strip():
+        return ""
+    document = json.loads(line.decode("utf-8"))
+    if not isinstance(document, dict) or "text" not in document:
+        raise ValueError('has no "text"')
+    text = document["text"]
     if not isinstance(text, str):
-        raise TypeError(f"text is {type(text).__name__}")
+        raise ValueError(f'"text" is of type {type(text).__name__}')
     text.encode("utf-8")  # JSON can spell half of a surrogate pair, which is no character
     return text

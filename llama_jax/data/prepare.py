@@ -85,6 +85,11 @@ def prepare(data: DataConfig, num_workers: int) -> None:
             eos_id=processor.eos_id(),
             shards=tuple(shards[job.path] for job in group),
         )
+        if not index.num_tokens:
+            raise UserError(
+                f"data.corpus: {group[0].file.parent} has no text in its {split} files; add some, "
+                f"or take source {source!r} out of data.mixture"
+            )
         store.write_json(data.store, store.index_path(source, split), dataclasses.asdict(index))
 
 
@@ -92,14 +97,14 @@ def _run(jobs: list[_Job], num_workers: int) -> dict[str, store.Shard]:
     """Return the finished shards by path, and print a line about each as it is done."""
     start, sizes = time.monotonic(), {job.path: job.file.stat().length for job in jobs}
     shards: dict[str, store.Shard] = {}
-    for job, shard, speed in _results(jobs, num_workers):
+    for job, shard, note in _results(jobs, num_workers):
         shards[job.path] = shard
         done_bytes = sum(sizes[path] for path in shards)
         rate = (time.monotonic() - start) / max(done_bytes, 1)
         left = datetime.timedelta(seconds=round(rate * (sum(sizes.values()) - done_bytes)))
         total = sum(shard.num_tokens for shard in shards.values())
         print(
-            f"{job.path}: {shard.num_documents:,} documents, {shard.num_tokens:,} tokens, {speed}; "
+            f"{job.path}: {shard.num_documents:,} documents, {shard.num_tokens:,} tokens, {note}; "
             f"{len(shards)}/{len(jobs)} shards, {total:,} tokens, {left} left",
             flush=True,
         )
@@ -132,7 +137,7 @@ def _results(jobs: list[_Job], num_workers: int) -> Iterator[tuple[_Job, store.S
 
 
 def _prepare_shard(job: _Job) -> tuple[_Job, store.Shard, str]:
-    """Make one shard unless it is there and whole; return also how fast, for the progress line."""
+    """Make one shard unless it is there and whole; return a note for the progress line, too."""
     start = time.monotonic()
     origin = (job.file.name, _sha256(job.file), job.tokenizer_sha256)
     record = f"{job.path}.json"
@@ -142,26 +147,26 @@ def _prepare_shard(job: _Job) -> tuple[_Job, store.Shard, str]:
             raise _other_origin(job, record)
         if _is_whole(job, shard):
             return job, shard, "verified"
-    tokens, num_documents = _tokenize(job)
+    tokens, num_documents, num_blank = _tokenize(job)
     sha256 = store.write_tokens(job.data.store, job.path, tokens)
     shard = store.Shard(*origin, num_documents, len(tokens), sha256)
     store.write_json(job.data.store, record, dataclasses.asdict(shard))
-    return job, shard, f"{len(tokens) / (time.monotonic() - start):,.0f} tokens/s"
+    note = f"{len(tokens) / (time.monotonic() - start):,.0f} tokens/s"
+    return job, shard, note + (f", {num_blank:,} blank left out" if num_blank else "")
 
 
-def _tokenize(job: _Job) -> tuple[np.ndarray, int]:
-    """Return a shard file's token ids, its documents in a random, fixed order, and their number."""
+def _tokenize(job: _Job) -> tuple[np.ndarray, int, int]:
+    """Return a shard file's token ids, its documents in a random, fixed order, their number, and
+    that of the blank ones."""
     from llama_jax.data import tasks  # not needed, and slow to import, if all is there already
 
     dtype = np.uint16 if tokenizer.load(job.data.tokenizer).vocab_size() <= 2**16 else np.uint32
-    found = [
-        document.astype(dtype)
-        for document in tasks.tokenize(job.data, job.source, job.split, job.number)
-    ]
+    found, num_blank = tasks.tokenize(job.data, job.source, job.file, dtype)
     # Ordered by hash: unlike a generator's, this order is the same with every version of numpy.
     keys = [hashlib.sha256(f"{job.path}/{i}".encode()).digest() for i in range(len(found))]
     order = sorted(range(len(found)), key=keys.__getitem__)
-    return np.concatenate([np.zeros(0, dtype), *(found[i] for i in order)]), len(found)
+    tokens = np.concatenate([np.zeros(0, dtype), *(found[i] for i in order)])
+    return tokens, len(found), num_blank
 
 
 def _is_whole(job: _Job, shard: store.Shard) -> bool:
@@ -186,9 +191,12 @@ def _other_origin(job: _Job, path: str) -> UserError:
 
 def _sha256(path: epath.Path) -> str:
     hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            hasher.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                hasher.update(block)
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read; {e.strerror or e}") from e
     return hasher.hexdigest()
 
 

@@ -55,7 +55,10 @@ def _register_task(data: DataConfig, source: str) -> str:
     vocabulary = seqio.SentencePieceVocabulary(str(model))
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FileDataSource(_read_file, files),  # pyright: ignore[reportArgumentType]
+        source=seqio.FileDataSource(
+            functools.partial(_from_generator, _examples),
+            files,  # pyright: ignore[reportArgumentType]
+        ),
         preprocessors=[
             _drop_empty,
             functools.partial(seqio.preprocessors.tokenize, copy_pretokenized=False),
@@ -72,44 +75,42 @@ def _short_hash(value: typing.Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
 
 
-def tokenize(data: DataConfig, source: str, split: str, shard: int) -> Iterator[np.ndarray]:
-    """Yield the tokens of each document of one shard file, in order, int32 [length], never cut.
+def tokenize(
+    data: DataConfig, source: str, file: epath.Path, dtype: type[np.integer]
+) -> tuple[list[np.ndarray], int]:
+    """Return the tokens of each document of one shard file, and how many were blank and left out.
 
-    Raises UserError naming file and line if the file cannot be read.
+    The tokens are of `dtype`, [length], in the order of the file and never cut. Raises UserError
+    naming file and line if the file cannot be read.
     """
-    import seqio
-    import tensorflow as tf
+    errors, num_texts = [], 0
 
-    source_task = task(data, source)
-    shards = seqio.ShardInfo(shard, len(source_task.source.list_shards(split)))
-    dataset = source_task.source.get_dataset(split, shuffle=False, shard_info=shards)
-    try:
-        for example in source_task.preprocess_precache(dataset).as_numpy_iterator():
-            yield example["targets"]
-    except tf.errors.OpError:
-        if _reader_errors:
-            raise _reader_errors.pop() from None
-        raise
+    def examples(path: bytes) -> Iterator[dict[str, str]]:
+        nonlocal num_texts
+        try:
+            for example in _examples(path):
+                num_texts += 1
+                yield example
+        except UserError as e:  # TensorFlow would print the stack of one that gets out
+            errors.append(e)
 
-
-# tf.data turns a Python exception into text; the reader keeps the exception here for tokenize().
-_reader_errors: list[UserError] = []
+    dataset = task(data, source).preprocess_precache(_from_generator(examples, str(file)))
+    found = [example["targets"].astype(dtype) for example in dataset.as_numpy_iterator()]
+    if errors:
+        raise errors[0]
+    return found, num_texts - len(found)
 
 
 def _examples(path: bytes) -> Iterator[dict[str, str]]:
-    try:
-        for text in documents.read(epath.Path(path.decode())):
-            yield {"targets": text}
-    except UserError as e:
-        _reader_errors.append(e)
-        raise
+    for text in documents.read(epath.Path(path.decode())):
+        yield {"targets": text}
 
 
-def _read_file(path: "tf.Tensor") -> "tf.data.Dataset":
+def _from_generator(examples: typing.Any, path: "str | tf.Tensor") -> "tf.data.Dataset":
     import tensorflow as tf
 
     signature = {"targets": tf.TensorSpec((), tf.string)}
-    return tf.data.Dataset.from_generator(_examples, args=(path,), output_signature=signature)
+    return tf.data.Dataset.from_generator(examples, args=(path,), output_signature=signature)
 
 
 def _drop_empty(dataset: "tf.data.Dataset") -> "tf.data.Dataset":
