@@ -32,7 +32,7 @@ from helpers.paths import SHARED
 from helpers.runs import EXPERIMENT, NUM_STEPS
 from helpers.sweeps import SWEEP
 from llama_jax.config import DataConfig, Experiment, MeshConfig
-from llama_jax.data import documents, tokenizer
+from llama_jax.data import documents, tokenizer_training
 from llama_jax.data.prepare import prepare
 from llama_jax.experiment import load
 from llama_jax.formats import convert
@@ -117,7 +117,7 @@ def tiny_data(tiny_corpus, tmp_path_factory) -> DataConfig:
         seq_len=64,
         batch_size=8,
     )
-    model = tokenizer.train(data, vocab_size=512, max_bytes=300_000)
+    model = tokenizer_training.train(data, vocab_size=512, max_bytes=300_000)
     (directory / "tokenizer.model").write_bytes(model)
     prepare(data, num_workers=1)
     return data

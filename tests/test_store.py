@@ -22,7 +22,7 @@ from helpers.stores import (
     write_jsonl,
 )
 from llama_jax.config import UserError
-from llama_jax.data import batches, documents, store, tokenizer
+from llama_jax.data import batches, documents, store, tokenizer, tokenizer_training
 from llama_jax.data.prepare import prepare
 
 DAMAGES = {
@@ -224,7 +224,7 @@ def test_store_of_another_corpus_or_tokenizer_is_refused(tiny_data, tmp_path):
     with pytest.raises(UserError, match="store/books/train-00000.json was not made from"):
         prepare(other, num_workers=1)
     model = tmp_path / "other.model"
-    model.write_bytes(tokenizer.train(tiny_data, vocab_size=500, max_bytes=100_000))
+    model.write_bytes(tokenizer_training.train(tiny_data, vocab_size=500, max_bytes=100_000))
     with pytest.raises(UserError, match=r"with data.tokenizer='.*other.model'; set"):
         prepare(dataclasses.replace(tiny_data, tokenizer=str(model)), num_workers=1)
 

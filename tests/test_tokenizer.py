@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from llama_jax.config import UserError
-from llama_jax.data import documents, tokenizer
+from helpers.stores import write_jsonl
+from llama_jax.config import DataConfig, UserError
+from llama_jax.data import documents, tokenizer, tokenizer_training
+from llama_jax.data.prepare import prepare
+from llama_jax.formats import vocabulary
 
 # ---- Tokenizer
 
@@ -32,7 +35,7 @@ def test_tokenizer_is_llamas_kind(tiny_data):
 def test_tokenizer_training_is_deterministic_and_follows_the_mixture(tiny_data):
     def model(mixture) -> bytes:
         data = dataclasses.replace(tiny_data, mixture=mixture)
-        return tokenizer.train(data, vocab_size=512, max_bytes=300_000)
+        return tokenizer_training.train(data, vocab_size=512, max_bytes=300_000)
 
     assert model(tiny_data.mixture) == Path(tiny_data.tokenizer).read_bytes()
     code = next(documents.read(documents.files(tiny_data, "github", "validation")[0]))
@@ -50,18 +53,147 @@ def test_tokenizer_training_is_deterministic_and_follows_the_mixture(tiny_data):
 @pytest.mark.parametrize("kind", ["nmt_nfkc", "byte_fallback", "split_digits"])
 def test_tokenizer_that_loses_text_is_refused(tiny_data, monkeypatch, kind):
     lossy = {"normalization_rule_name": kind} if kind == "nmt_nfkc" else {kind: False}
-    monkeypatch.setattr(tokenizer, "SETTINGS", tokenizer.SETTINGS | lossy)
+    settings = tokenizer_training.SETTINGS | lossy
+    monkeypatch.setattr(tokenizer_training, "SETTINGS", settings)
     with pytest.raises(UserError, match="^tokenizer: "):
-        tokenizer.train(tiny_data, vocab_size=512, max_bytes=300_000)
+        tokenizer_training.train(tiny_data, vocab_size=512, max_bytes=300_000)
 
 
 def test_impossible_vocabulary_and_unusable_model_are_user_errors(tiny_data, tmp_path):
     for vocab_size in (100, 10**6):
         with pytest.raises(UserError, match=f"vocab_size: got {vocab_size}, "):
-            tokenizer.train(tiny_data, vocab_size, max_bytes=100_000)
+            tokenizer_training.train(tiny_data, vocab_size, max_bytes=100_000)
     with pytest.raises(UserError, match="data.tokenizer: no file .*/model"):
         tokenizer.load(str(tmp_path / "model"))
     for content in (b"", b"not a model"):
         (tmp_path / "model").write_bytes(content)
         with pytest.raises(UserError, match="data.tokenizer: .*/model "):
             tokenizer.load(str(tmp_path / "model"))
+
+
+# ---- The text that one is trained on
+
+
+def pieces(model: bytes) -> set[str]:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return {processor.id_to_piece(i) for i in range(processor.vocab_size())}
+
+
+def corpus(directory: Path, *shards: list[str]) -> DataConfig:
+    (directory / "mine").mkdir()
+    for number, texts in enumerate(shards):
+        write_jsonl(directory / f"mine/train-{number}.jsonl", texts)
+    return DataConfig(
+        mixture=(("mine", 1.0),), corpus=str(directory), store=str(directory / "s"), batch_size=1
+    )
+
+
+LONG_LINES = {
+    "words": " ".join(["zweitausend"] * 500),
+    "words between tabs": "\t".join(["zweitausend"] * 500),
+    "one word of characters of three bytes": "\u4e8c\u5343" * 1000,
+    "a mark of SentencePiece's own": "\u2585 " + "zweitausend " * 20,
+}
+
+
+@pytest.mark.parametrize("kind", LONG_LINES)
+def test_lines_that_sentencepiece_would_leave_out_are_learned_from(tmp_path, kind):
+    line = LONG_LINES[kind]
+    short = "the quick brown fox\njumps over a lazy dog\n" * 5
+    data = corpus(tmp_path, [short, line, short], [line] * 5)
+    learned = pieces(tokenizer_training.train(data, vocab_size=320, max_bytes=100_000))
+    word = "\u4e8c\u5343" if "three bytes" in kind else "zweitausend"
+    assert word in learned or f"\u2581{word}" in learned
+
+
+def test_parts_of_a_long_line_are_all_of_it():
+    for line in (
+        "ab " * 5000,
+        "a" * 5000 + " " + "b" * 20_000,
+        "\u4e8c" * 5001,
+        "\U0001f999" * 3000,
+    ):
+        parts = list(tokenizer_training.parts(line))
+        assert len(parts) > 1
+        assert max(len(part.encode()) for part in parts) <= tokenizer_training.MAX_LINE_BYTES
+        assert "".join(parts).replace(" ", "") == line.replace(" ", "")
+    assert set(tokenizer_training.parts("word " * 5000)) == {
+        " ".join(["word"] * 838),
+        "word " * 810,
+    }
+    assert list(tokenizer_training.parts("")) == []
+
+
+def test_a_tokenizer_is_learned_from_the_end_of_a_corpus_too(tmp_path, capsys):
+    first, last = ["alpha beta gamma\n" * 40] * 100, ["omega psi chi\n" * 40] * 100
+    data = corpus(tmp_path, first + last, [])
+    learned = pieces(tokenizer_training.train(data, vocab_size=296, max_bytes=10_000))
+    assert {"\u2581beta", "\u2581psi"} <= learned
+    assert "mine: 10,0" in (said := capsys.readouterr().out) and " of 116,000 bytes" in said
+
+
+def test_a_source_without_text_trains_no_tokenizer(tmp_path):
+    data = corpus(tmp_path, ["", "\n"])
+    with pytest.raises(UserError, match="data.corpus: .*mine has no text in its train files"):
+        tokenizer_training.train(data, vocab_size=300, max_bytes=1000)
+
+
+def test_a_tokenizer_that_cannot_be_written_leaves_what_was_there(cli, tmp_path, experiment_file):
+    (tmp_path / "file").write_text("not a directory")
+    done = cli(
+        *("tokenizer", experiment_file, "--vocab-size", 512, "--max-mb", 0.3),
+        *("--out", tmp_path / "file/tokenizer.model"),
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("llama-jax tokenizer: --out: cannot write ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ---- Those of others
+
+
+def foreign(directory: Path, **settings) -> DataConfig:
+    """A corpus, and a tokenizer trained with other settings than LLaMA's."""
+    data = corpus(directory, ["the quick brown fox " * 10])
+    write_jsonl(directory / "mine/validation.jsonl", ["the dog"])
+    with open(directory / "foreign.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["the quick brown fox jumps over a lazy dog"]),
+            model_writer=file,
+            minloglevel=2,
+            **tokenizer_training.SETTINGS | {"vocab_size": 300} | settings,
+        )
+    return dataclasses.replace(data, tokenizer=str(directory / "foreign.model"))
+
+
+FOREIGN = {
+    "model_type": {"model_type": "unigram", "hard_vocab_limit": False},
+    "byte_fallback": {"byte_fallback": False, "vocab_size": 40},
+    "precompiled_charsmap": {"normalization_rule_name": "nmt_nfkc"},
+    "add_dummy_prefix": {"add_dummy_prefix": False},
+    "treat_whitespace_as_suffix": {"treat_whitespace_as_suffix": True},
+    "user_defined_symbols": {"user_defined_symbols": ["<x>"]},
+}
+
+
+@pytest.mark.parametrize("field", FOREIGN)
+def test_a_tokenizer_that_no_export_could_write_is_not_trained_with(tmp_path, field):
+    data = foreign(tmp_path, **FOREIGN[field])
+    with pytest.raises(UserError, match=f"data.tokenizer: {field} is"):
+        vocabulary.parse(Path(data.tokenizer).read_bytes())
+    with pytest.raises(UserError, match=f"data.tokenizer: .*/foreign.model: {field} is") as error:
+        prepare(data, num_workers=1)
+    assert "\n" not in str(error.value)
+    assert not Path(data.store).exists()
+
+
+def test_a_tokenizer_that_loses_text_is_trained_with_after_a_warning(tmp_path, capsys):
+    """OpenLLaMA's is such a one; exports of it say so, too."""
+    data = foreign(tmp_path, remove_extra_whitespaces=True)
+    vocabulary.parse(Path(data.tokenizer).read_bytes())
+    prepare(data, num_workers=1)
+    (warning,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("warning: ")]
+    assert "foreign.model loses text" in warning
+    assert "'one  two   three    four' comes back as 'one two three four'" in warning
+    prepare(dataclasses.replace(data, tokenizer="embedded", store=data.store + "2"), 1)
+    assert "warning: data" not in capsys.readouterr().err

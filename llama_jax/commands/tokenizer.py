@@ -1,11 +1,13 @@
 """tokenizer: trained on an experiment's mixture."""
 
 import argparse
-from pathlib import Path
+
+from etils import epath
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
 from llama_jax.experiment import load
+from llama_jax.run.workdir import write_whole
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,21 +24,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=20.0,
         help="text to train on (default: 20 MB)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="the model file to write")
+    parser.add_argument("--out", type=epath.Path, required=True, help="the model file to write")
 
 
 def run(args: argparse.Namespace) -> int:
-    from etils import epath
-
-    from llama_jax.data import tokenizer as room
-    from llama_jax.run.workdir import write_whole
+    from llama_jax.data.tokenizer_training import train
 
     data = load(args.experiment, args.overrides).data
-    model = room.train(data, args.vocab_size, round(args.max_mb * 1e6))
-    out = epath.Path(args.out)
+    model = train(data, args.vocab_size, round(args.max_mb * 1e6))
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, model)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(args.out, model)
     except OSError as e:
         raise UserError(f"--out: cannot write {str(args.out)!r}: {e.strerror or e}") from e
     print(f"wrote {args.out}")

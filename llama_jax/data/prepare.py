@@ -64,6 +64,7 @@ def prepare(data: DataConfig, num_workers: int) -> None:
     a store that was made from another corpus or tokenizer.
     """
     processor = tokenizer.load(data.tokenizer)
+    _check_tokenizer(data.tokenizer)
     tokenizer_sha256 = _sha256(tokenizer.find(data.tokenizer))
     jobs = {
         (source, split): [
@@ -91,6 +92,20 @@ def prepare(data: DataConfig, num_workers: int) -> None:
                 f"or take source {source!r} out of data.mixture"
             )
         store.write_json(data.store, store.index_path(source, split), dataclasses.asdict(index))
+
+
+def _check_tokenizer(path: str) -> None:
+    """Raise UserError for a tokenizer that nothing trained could be exported with.
+
+    One that loses text may be wanted all the same, as the models in use that merge spaces are.
+    """
+    tokenizer.check_kind(tokenizer.find(path).read_bytes(), f"data.tokenizer: {path}")
+    if losses := tokenizer.losses(tokenizer.load(path)):
+        print(
+            f"warning: data.tokenizer: {path} loses text, and so will the model: "
+            f"{'; '.join(losses)}",
+            file=sys.stderr,
+        )
 
 
 def _run(jobs: list[_Job], num_workers: int) -> dict[str, store.Shard]:

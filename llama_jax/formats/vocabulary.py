@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from llama_jax.config import UserError
+from llama_jax.data.tokenizer import check_kind
 
 # Types of pieces; GGUF numbers them so too.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -20,22 +21,8 @@ def _proto() -> Any:
 
 def parse(model: bytes):
     """Return the ModelProto of a tokenizer of LLaMA's kind. Raise UserError for any other kind."""
-    parsed = _proto().ModelProto.FromString(model)
-    trainer, normalizer = parsed.trainer_spec, parsed.normalizer_spec
-    for field, got, accepted in (
-        ("model_type", trainer.model_type, trainer.BPE),
-        ("byte_fallback", trainer.byte_fallback, True),
-        ("precompiled_charsmap", normalizer.precompiled_charsmap, b""),
-        ("add_dummy_prefix", normalizer.add_dummy_prefix, True),
-        ("escape_whitespaces", normalizer.escape_whitespaces, True),
-        ("user-defined pieces", [p.piece for p in parsed.pieces if p.type == USER_DEFINED], []),
-    ):
-        if got != accepted:
-            raise UserError(
-                f"data.tokenizer: {field} is {str(got)[:60]}, and formats can express LLaMA's "
-                f"{accepted} only"
-            )
-    return parsed
+    check_kind(model, "data.tokenizer")
+    return _proto().ModelProto.FromString(model)
 
 
 def check_size(pieces: int, vocab_size: int, where: str) -> None:
