@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -156,12 +157,13 @@ def foreign(directory: Path, **settings) -> DataConfig:
     """A corpus, and a tokenizer trained with other settings than LLaMA's."""
     data = corpus(directory, ["the quick brown fox " * 10])
     write_jsonl(directory / "mine/validation.jsonl", ["the dog"])
+    changed: dict[str, Any] = tokenizer_training.SETTINGS | {"vocab_size": 300} | settings
     with open(directory / "foreign.model", "wb") as file:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(["the quick brown fox jumps over a lazy dog"]),
             model_writer=file,
             minloglevel=2,
-            **tokenizer_training.SETTINGS | {"vocab_size": 300} | settings,
+            **changed,
         )
     return dataclasses.replace(data, tokenizer=str(directory / "foreign.model"))
 
