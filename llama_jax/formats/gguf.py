@@ -1,6 +1,7 @@
 """GGUF, llama.cpp's format: one file, by the gguf package's writer and quantisers."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,59 +167,12 @@ def read(path: Path) -> Weights:
     file = path / FILE if path.is_dir() else path
     reader = _open(file)
 
-    def field(key: str, default: Any = None) -> Any:
-        found = reader.fields.get(key)
-        if found is None and default is None:
-            raise UserError(f"{file}: has no field {key}")
-        try:
-            return default if found is None else found.contents()
-        except ValueError as e:
-            raise UserError(f"{file}: {key} is damaged: {e}") from e
-
-    def check(key: str, got: Any, *accepted: Any) -> None:
-        if got not in accepted:
-            known = " or ".join(map(repr, accepted))
-            raise UserError(f"{file}: {key} is {printable(got)}, and llama_jax knows {known} only")
-
-    check("general.architecture", field("general.architecture"), "llama")
-    if (parts := field("split.count", 1)) != 1:
-        raise UserError(
-            f"{file}: is one of {parts} parts (split.count); expected one file: put them together "
-            "with llama-gguf-split --merge"
-        )
-    for key in reader.fields:
-        if key.startswith("llama.") and key not in READ:
-            check(key, field(key), *UNSCALED.get(key, ()))
+    field = partial(_field, file, reader)
     stored = {
         t.name: (t.data_offset, t.data.dtype, t.data.shape, t.tensor_type) for t in reader.tensors
     }
     embedding = NAMES["embedding"]
-    if embedding not in stored:
-        raise UserError(f"{file}: has no tensor {embedding}")
-
-    def number(kind: type, key: str, default: Any = None) -> Any:
-        return positive(kind, file, f"llama.{key}", field(f"llama.{key}", default))
-
-    heads, dim = number(int, "attention.head_count"), number(int, "embedding_length")
-    kv_heads = number(int, "attention.head_count_kv", heads)
-    for key, value, of, size in (
-        ("head_count", heads, "embedding_length", dim),
-        ("head_count_kv", kv_heads, "attention.head_count", heads),
-    ):
-        check_divisor(file, f"llama.attention.{key}", value, f"llama.{of}", size)
-    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
-        check(f"llama.{key}", field(f"llama.{key}", dim // heads), dim // heads)
-    cfg = ModelConfig(
-        num_layers=number(int, "block_count"),
-        embed_dim=dim,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        mlp_dim_override=number(int, "feed_forward_length"),
-        vocab_size=stored[embedding][2][0],
-        norm_eps=_shortest(number(float, "attention.layer_norm_rms_epsilon")),
-        rope_theta=_shortest(number(float, "rope.freq_base", 10_000.0)),
-        tie_embeddings=NAMES["head"] not in stored,
-    )
+    cfg = _model_config(file, reader)
     for kind, name in {t.tensor_type: t.name for t in reversed(reader.tensors)}.items():
         _check_type(file, name, kind)
     found = {t.name: (file, tuple(map(int, reversed(t.shape)))) for t in reader.tensors}
@@ -235,7 +189,7 @@ def read(path: Path) -> Weights:
     return Weights(
         name=file.stem,
         cfg=cfg,
-        seq_len=number(int, "context_length"),
+        seq_len=positive(int, file, "llama.context_length", field("llama.context_length")),
         dtype=precision if precision in DTYPES else "f32",
         matrix=matrix,
         where=lambda parameter: f"{file}: tensor {name_in(NAMES, parameter)}",
@@ -244,8 +198,67 @@ def read(path: Path) -> Weights:
     )
 
 
+def _field(file: Path, reader: Any, key: str, default: Any = None) -> Any:
+    """Return a field of the header. Raise UserError if there is neither it nor a default."""
+    found = reader.fields.get(key)
+    if found is None and default is None:
+        raise UserError(f"{file}: has no field {key}")
+    try:
+        return default if found is None else found.contents()
+    except ValueError as e:
+        raise UserError(f"{file}: {key} is damaged: {e}") from e
+
+
+def _model_config(file: Path, reader: Any) -> ModelConfig:
+    """Return what the header says of the model. Raise UserError for what is no LLaMA of ours."""
+    field, shape_of = partial(_field, file, reader), {t.name: t.shape for t in reader.tensors}
+
+    def check(key: str, got: Any, *accepted: Any) -> None:
+        if got not in accepted:
+            known = " or ".join(map(repr, accepted)) or "models without it"
+            raise UserError(f"{file}: {key} is {printable(got)}, and llama_jax knows {known} only")
+
+    def number(kind: type, key: str, default: Any = None) -> Any:
+        return positive(kind, file, f"llama.{key}", field(f"llama.{key}", default))
+
+    check("general.architecture", field("general.architecture"), "llama")
+    if (parts := field("split.count", 1)) != 1:
+        raise UserError(
+            f"{file}: is one of {parts} parts (split.count); expected one file: put them together "
+            "with llama-gguf-split --merge"
+        )
+    for key in reader.fields:
+        if key.startswith("llama.") and key not in READ:
+            check(key, field(key), *UNSCALED.get(key, ()))
+    if NAMES["embedding"] not in shape_of:
+        raise UserError(f"{file}: has no tensor {NAMES['embedding']}")
+    rows = int(shape_of[NAMES["embedding"]][-1])
+    check("llama.vocab_size", field("llama.vocab_size", rows), rows)
+    heads, dim = number(int, "attention.head_count"), number(int, "embedding_length")
+    kv_heads = number(int, "attention.head_count_kv", heads)
+    for key, value, of, size in (
+        ("head_count", heads, "embedding_length", dim),
+        ("head_count_kv", kv_heads, "attention.head_count", heads),
+    ):
+        check_divisor(file, f"llama.attention.{key}", value, f"llama.{of}", size)
+    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+        check(f"llama.{key}", field(f"llama.{key}", dim // heads), dim // heads)
+    return ModelConfig(
+        num_layers=number(int, "block_count"),
+        embed_dim=dim,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        mlp_dim_override=number(int, "feed_forward_length"),
+        vocab_size=rows,
+        norm_eps=_shortest(number(float, "attention.layer_norm_rms_epsilon")),
+        rope_theta=_shortest(number(float, "rope.freq_base", 10_000.0)),
+        tie_embeddings=NAMES["head"] not in shape_of,
+    )
+
+
 def _open(file: Path):
-    """Return the gguf package's reader, which looks at nothing of what llama.cpp would refuse."""
+    """Return the gguf package's reader of a file, with llama.cpp's checks, which it has not. Raise
+    UserError."""
     import gguf
 
     class Reader(gguf.GGUFReader):

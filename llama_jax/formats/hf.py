@@ -252,7 +252,7 @@ def _added_tokens(file: Path) -> list[tuple[int, str]]:
 def _model_config(file: Path, config: dict) -> ModelConfig:
     def check(field: str, got, *accepted) -> None:
         if got not in accepted:
-            known = " or ".join(map(repr, accepted))
+            known = " or ".join(map(repr, accepted)) or "models without it"
             given = printable(got)
             raise UserError(f"{file}: {field} is {given}, and llama_jax knows {known} only")
 
