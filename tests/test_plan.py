@@ -1,6 +1,9 @@
 """Plans as far as nothing is compiled: arithmetic, refusals, and the cache's names."""
 
 import importlib.util
+import json
+import lzma
+import math
 import re
 import shutil
 import types
@@ -160,6 +163,36 @@ def test_the_cache_knows_what_a_program_is_made_of():
     assert path == compiler._path(tiny("optimizer.peak_lr=1", "data.seed=3"), SLICE)
     assert path != compiler._path(tiny("execution.remat=nothing"), SLICE)
     assert path != compiler._path(tiny(), parse_slice("v6e:2x2"))
+
+
+def test_a_cache_file_of_another_form_is_as_none(monkeypatch):
+    monkeypatch.setattr(compiler, "MAX_CACHED_BYTES", 1_000)
+    answer = {"needed_bytes": 2.0, "limit_bytes": None, "message": "too large"}
+    path = compiler._path(tiny(), SLICE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def found(content: bytes):
+        path.write_bytes(content)
+        return compiler.cached(tiny(), SLICE)
+
+    def kept(value) -> bytes:
+        return lzma.compress(json.dumps(value).encode())
+
+    assert found(kept(answer)) == OutOfMemory(**answer)
+    for other in (
+        {**answer, "needed_bytes": "2"},
+        {**answer, "needed_bytes": math.inf},
+        {**answer, "message": None},
+        {**answer, "more": 1},
+        {"hlo": "x"},
+        [answer],
+        None,
+    ):
+        assert found(kept(other)) is None, other
+    assert found(kept({**answer, "message": "x" * 1_000})) is None
+    assert found(kept(answer)[:-9]) is None and found(b"garbage") is None
+    assert found(lzma.compress(b"[" * 900)) is None
+    path.unlink()
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def held(directory: epath.Path, expiry: float) -> Iterator[Lease | None]:
 def acquire(directory: epath.Path, expiry: float) -> Lease | None:
     """Return a new lease, or None if another one is alive. Delete those that are not alive."""
     directory.mkdir(parents=True, exist_ok=True)
-    name = f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}_{expiry:g}.lease"
+    name = f"{socket.gethostname()}_{os.getpid()}_{secrets.token_hex(4)}_{expiry:.3f}.lease"
     mine = parse(directory / name)
     assert mine
     mine.renew(_now())
