@@ -79,7 +79,7 @@ def _provenance(plan: Plan) -> str:
 
 def _hbm(plan: Plan) -> str:
     peak = plan.hbm_peak_bytes
-    small = peak is not None and peak < 0.1 * GIB  # whose parts would read 0.00
+    small = peak is not None and peak < GIB  # whose parts might read 0.00
     unit = MIB if small else GIB
     parts = " + ".join(f"{name} {size / unit:.2f}" for name, size in plan.hbm_bytes.items())
     total = "?" if peak is None else f"{peak / unit:.2f}{' MiB' if small else ''}"
