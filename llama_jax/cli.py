@@ -54,7 +54,7 @@ def main() -> None:
     # Children of libraries, too, import nothing from the current directory.
     os.environ["PYTHONSAFEPATH"] = "1"
     raise_on_signals()
-    args = parser(sys.argv[1:]).parse_args()
+    args, unknown = parser(sys.argv[1:]).parse_known_args()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it can do without a cache of fonts
     if not (glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")):
@@ -66,6 +66,9 @@ def main() -> None:
         for word in sys.argv[1:]:
             if word != word.encode(errors="ignore").decode():
                 raise UserError(f"got {word!r}, expected arguments in UTF-8")
+        if unknown:
+            words = " ".join(unknown)
+            raise UserError(f"unrecognized arguments: {words}; see llama-jax {args.verb} --help")
         sys.exit(args.run(args))
     except UserError as e:
         status, text = 2, str(e)

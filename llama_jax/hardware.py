@@ -164,6 +164,8 @@ CHIP_OF_KIND = {chip.device_kind: chip for chip in CHIPS.values()}
 ACCELERATORS = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 ALIASES = "v5litepod is v5e, trillium is v6e, v7 and ironwood are tpu7x"
 
+MOST_CHIPS = 2**20  # that anything here is worked out for
+
 # cloud.google.com/tpu/docs/v5e and v6e.
 SHAPES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 # cloud.google.com/tpu/docs/v5p; from a cube on, any in which each dimension is a multiple of 4.
@@ -209,6 +211,8 @@ def parse_slice(text: str) -> Slice:
     slices, name, sides = match.groups()
     if name not in CHIPS:
         raise UserError(f"slice: no chip {name!r}; there are {', '.join(CHIPS)} ({ALIASES})")
+    if len(text) > 40 or math.prod(map(int, (slices or "1", *sides.split("x")))) > MOST_CHIPS:
+        raise UserError(f"slice: got {text[:40]!r}, expected {MOST_CHIPS:,} chips at the most")
     chip, shape = CHIPS[name], tuple(map(int, sides.split("x")))
     if not _exists(chip, shape):
         raise UserError(f"slice: {name} has no shape {sides}; it has {_accepted(chip)}")

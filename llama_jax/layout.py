@@ -88,7 +88,8 @@ def is_valid(experiment: Experiment) -> bool:
 
 
 def divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
 def with_execution(experiment: Experiment, **fields: object) -> Experiment:

@@ -6,6 +6,7 @@ Dimension key (a suffix is the logical shape, whatever the sharding):
     N rows times key/value heads   H is GRK as one
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from llama_jax.config import Experiment, MeshConfig
+from llama_jax.config import Experiment, MeshConfig, UserError
 from llama_jax.layout import on_devices, spread
 
 # What mesh.fsdp counts are three axes of the mesh, see make_mesh.
@@ -44,6 +45,14 @@ def named(devices: Sequence[Any]) -> str:
 
 def count_slices(devices: Sequence[Any]) -> int:
     return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def check_host_memory(num_bytes: int, what: str) -> None:
+    """Raise UserError, naming what, if the hosts cannot hold so much in all: they would try, until
+    the operating system ends them without a word."""
+    has = jax.process_count() * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if num_bytes > has:
+        raise UserError(f"{what} take {num_bytes:.2g} bytes, and the host has {has:.2g}")
 
 
 def make_mesh(cfg: MeshConfig, devices: Sequence[Any]) -> jax.sharding.Mesh:

@@ -4,20 +4,20 @@ import jax
 from etils import epath
 
 from llama_jax.attention import check_platform
-from llama_jax.config import Experiment, UserError
+from llama_jax.config import Experiment, ModelConfig, UserError
 from llama_jax.data import store, tokenizer
 from llama_jax.data.batches import check_held_out, train_batches
 from llama_jax.data.schedule import Schedule
 from llama_jax.evaluation.perplexity import validation_losses
 from llama_jax.experiment import differences, from_json, to_json
-from llama_jax.flops import executed_flops
+from llama_jax.flops import executed_flops, num_params
 from llama_jax.guards.monitor import FIRST_STEPS, Monitor
 from llama_jax.guards.stop import Stop
 from llama_jax.run import checkpoint
 from llama_jax.run.loss_figure import plot_losses
 from llama_jax.run.metrics import check_wandb
 from llama_jax.run.workdir import config_file, profile_dir, tokenizer_file, write_whole
-from llama_jax.sharding import batch_sharding, mesh_of
+from llama_jax.sharding import batch_sharding, check_host_memory, mesh_of
 from llama_jax.step import init_state, make_eval_step, make_train_step, next_token_loss
 
 
@@ -37,6 +37,7 @@ def train(
     check_wandb(experiment.upkeep.wandb_project)
     check_workdir(experiment, workdir, accept_changes)
     check_platform(execution)
+    check_memory(experiment.model)
     mesh = mesh_of(experiment, jax.devices())
     sharding = batch_sharding(mesh, execution.mesh, "ABT")
 
@@ -109,6 +110,14 @@ def train(
             if step + 1 < run.num_steps:
                 raise stop.after(step + 1, workdir)
             monitor.summary()
+
+
+def check_memory(model: ModelConfig) -> None:
+    """Raise UserError if the devices are CPUs whose memory is too small for the state alone. Others
+    say so themselves."""
+    if jax.default_backend() == "cpu":
+        state = f"model: {num_params(model):,} parameters and AdamW's two moments"
+        check_host_memory(3 * 4 * num_params(model), state)
 
 
 def due(experiment: Experiment, step: int) -> tuple[bool, bool]:

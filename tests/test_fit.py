@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,3 +160,13 @@ def test_laws_go_from_fit_to_budget(cli, command):
     saving = found["choices"]["flops"]["saving"]
     assert 0 < saving["interval"][0] < saving["value"] < saving["interval"][1] < 1
     assert found["choices"]["chinchilla"]["training FLOPs"]["value"] == pytest.approx(1e22)
+
+
+@pytest.mark.parametrize(("name", "value"), [("A", 0), ("beta", -0.3), ("E", math.nan)])
+def test_a_law_that_is_none_is_refused(cli, command, tmp_path, name, value):
+    laws = json.loads((command[1] / "laws.json").read_text())
+    laws["approach_3"]["law"][name] = value
+    (tmp_path / "laws.json").write_text(json.dumps(laws))
+    demand = ("--inference-tokens", "1e12", "--train-flops", "1e22")
+    done = cli("budget", "--laws", tmp_path / "laws.json", *demand)
+    assert done.returncode == 2 and f"no law of losses: {name} = " in done.stderr

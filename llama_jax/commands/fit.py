@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--bootstraps",
-        type=options.number(int, 2),
+        type=options.number(int, 2, 1_000_000),
         default=1000,
         help="for intervals (default: 1000)",
     )

@@ -39,11 +39,12 @@ def overrides(parser: argparse.ArgumentParser) -> None:
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
     """Return a parser of an option's value, which argparse names when it refuses it."""
+    high = min(high, 2**32 - 1) if kind is int else high
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not low <= value <= high or math.isinf(value):
-            accepted = f"{low} or more" if math.isinf(high) else f"{low} to {high}"
+        if not low <= value <= high or value == math.inf:
+            accepted = f"{low} or more" if high == math.inf else f"{low} to {high}"
             raise argparse.ArgumentTypeError(f"got {text}, expected {accepted}")
         return value
 

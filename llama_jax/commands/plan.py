@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="of --search: write the winner as an experiment file"
     )
     parser.add_argument(
-        "--jobs", type=options.number(int, 1), help="of --search: compilers at a time"
+        "--jobs", type=options.number(int, 1, 1024), help="of --search: compilers at a time"
     )
     parser.add_argument(
         "--compiles",

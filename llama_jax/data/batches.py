@@ -20,6 +20,7 @@ import numpy as np
 
 from llama_jax.config import BATCH_KEYS, DataConfig, UserError
 from llama_jax.data import store
+from llama_jax.sharding import check_host_memory
 
 Row = dict[str, np.ndarray]  # BATCH_KEYS -> int32 [T]
 IGNORE = -1  # the target of a token after which nothing is predicted
@@ -198,6 +199,8 @@ def _read_ahead(
     shape: tuple[int, ...],
     sharding: jax.sharding.Sharding,
 ) -> Iterator[dict[str, jax.Array]]:
+    num_bytes = BATCHES_AHEAD * len(BATCH_KEYS) * 4 * math.prod(shape)
+    check_host_memory(num_bytes, f"data.batch_size: {BATCHES_AHEAD} batches of {shape} tokens")
     readers, builder = ThreadPoolExecutor(READ_THREADS), ThreadPoolExecutor(1)
 
     def build(first_row: int) -> dict[str, jax.Array]:

@@ -42,10 +42,8 @@ def files(data: DataConfig, source: str, split: str) -> list[epath.Path]:
     if not found:
         raise UserError(f"data.corpus: {directory} has no {split}*.jsonl, .jsonl.gz or .jsonl.xz")
     for path in found:
-        local = "://" not in str(path)
-        if local and not os.path.isfile(
-            path
-        ):  # for epath, a pipe is a file; it would be waited for
+        # To epath a pipe is a file, too; to open it is to wait for ever.
+        if "://" not in str(path) and not os.path.isfile(path):
             raise UserError(f"{path}: is no regular file; replace it, or give it another name")
     return found
 

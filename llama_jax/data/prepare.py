@@ -132,7 +132,7 @@ def _results(jobs: list[_Job], num_workers: int) -> Iterator[tuple[_Job, store.S
         return
     spawn = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
     pool = concurrent.futures.ProcessPoolExecutor(
-        num_workers, spawn, initializer=end_with_parent, initargs=(os.getpid(),)
+        min(num_workers, len(jobs)), spawn, initializer=end_with_parent, initargs=(os.getpid(),)
     )
     try:
         futures = [pool.submit(_prepare_shard, job) for job in jobs]

@@ -28,6 +28,7 @@ from llama_jax.data import tokenizer
 SPLITS = ("train", "validation")
 BLOCK_TOKENS = 2**14  # under one checksum, and the least that is read at a time
 FILE_TOKENS = 2**27
+TIMEOUT_SECONDS = 60.0  # for an answer of wherever the store is: TensorStore tries for ever
 CACHE_BYTES = 2**27  # per source, mostly for the block indices of its files, 128 kB each
 
 
@@ -156,9 +157,11 @@ class Tokens:
         arrays = [open_array(data.store, path, context) for path in self.paths]
         checksums = [open_array(data.store, f"{path}.crc32") for path in self.paths]
         try:
-            self.arrays = [array.result() for array in arrays]
-            reads = [array.result().read() for array in checksums]
-            self.checksums = [read.result() for read in reads]
+            self.arrays = [array.result(TIMEOUT_SECONDS) for array in arrays]
+            reads = [array.result(TIMEOUT_SECONDS).read() for array in checksums]
+            self.checksums = [read.result(TIMEOUT_SECONDS) for read in reads]
+        except TimeoutError as e:
+            raise _unusable(data.store, e) from e
         except ValueError as e:
             raise damaged(source, e) from e
         for path, shard, array, sums in zip(
@@ -275,12 +278,12 @@ def open_array(store: str, path: str, context: ts.Context | None = None) -> ts.F
 def read_json(store: str, path: str) -> dict[str, typing.Any] | None:
     """Read a JSON file of the store; None if there is no such file."""
     try:
-        found = ts.KvStore.open(_kvstore(store, "")).result().read(path).result()
-    except ValueError as e:
+        found = ts.KvStore.open(_kvstore(store, "")).result().read(path).result(TIMEOUT_SECONDS)
+    except (ValueError, TimeoutError) as e:
         raise _unusable(store, e) from e
     try:
         return None if found.state == "missing" else json.loads(found.value)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"data.store: {store}/{path} is not JSON; delete that file; {e}") from e
 
 
@@ -288,13 +291,16 @@ def write_json(store: str, path: str, value: dict[str, typing.Any]) -> None:
     """Replace a JSON file of the store, atomically."""
     text = json.dumps(value, indent=1).encode()
     try:
-        ts.KvStore.open(_kvstore(store, "")).result().write(path, text).result()
-    except ValueError as e:
+        ts.KvStore.open(_kvstore(store, "")).result().write(path, text).result(TIMEOUT_SECONDS)
+    except (ValueError, TimeoutError) as e:
         raise _unusable(store, e) from e
 
 
-def _unusable(store: str, error: ValueError) -> UserError:
-    reason = str(error).partition(" [")[0].splitlines()[0]
+def _unusable(store: str, error: Exception) -> UserError:
+    if isinstance(error, TimeoutError):
+        reason = f"no answer within {TIMEOUT_SECONDS:g} s"
+    else:
+        reason = str(error).partition(" [")[0].splitlines()[0]
     return UserError(f"data.store: got {store!r}, which cannot be read or written; {reason}")
 
 

@@ -73,6 +73,11 @@ def open_source(path: str | Path, tokenizer: str | Path | None = None) -> Weight
             f"{path}: is no model; expected a directory with config.json (Hugging Face), "
             "params.json (Meta) or model.gguf, or a file .gguf or .bin (llama2.c)"
         )
+    for file in path.iterdir() if path.is_dir() else ():
+        if file.exists() and not file.is_file() and not file.is_dir():  # a FIFO would never end
+            raise UserError(
+                f"{file}: is neither a file nor a directory; expected a copy of a model"
+            )
     weights = read(path)
 
     def read_tokenizer() -> bytes | None:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import lzma
 import math
 import os
@@ -25,11 +26,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from llama_jax.config import BATCH_KEYS, Experiment, UserError
 from llama_jax.experiment import from_json, to_json
 from llama_jax.hardware import GIB, Slice, parse_slice
 from llama_jax.plan.sources import import_closure
 from llama_jax.process import child_command, end_with_parent
+from llama_jax.run.workdir import write_whole
+
+log = logging.getLogger(__name__)
 
 MAX_CACHED_BYTES = 2**28  # of JSON; a program takes about a megabyte
 TIMEOUT_SECONDS = 1800.0  # twenty times what 7B takes on an idle core
@@ -81,7 +87,10 @@ def compile_step(
     result = cached(experiment, target)
     if result is None:
         result = _compile_in_child(experiment, target, on_progress)
-        _write(_path(experiment, target), result)
+        try:
+            _write(_path(experiment, target), result)
+        except OSError as e:
+            log.warning("the plan is not kept, a repeat compiles again: %s", e)
     return result
 
 
@@ -121,7 +130,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def cache_directory() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Return where plans are kept. Raise OSError for a user without a home."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as e:
+        raise OSError("there is no home directory; XDG_CACHE_HOME names another place") from e
     return Path(home) / "llama_jax" / "plan"
 
 
@@ -164,9 +177,7 @@ def versions() -> dict[str, str]:
 def _write(path: Path, result: CompileResult) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = lzma.compress(json.dumps(dataclasses.asdict(result)).encode(), preset=1)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
+    write_whole(epath.Path(path), data)
 
 
 def _result(fields: dict[str, Any]) -> CompileResult:

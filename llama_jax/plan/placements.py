@@ -16,9 +16,7 @@ def meshes(experiment: Experiment, target: Slice) -> Iterator[Experiment]:
     """Yield the experiment on every mesh over the slice's devices that divides its model."""
     n = target.num_devices
     for tensor in TENSOR_WAYS:
-        for replica in (
-            r for r in range(target.num_slices, n + 1, target.num_slices) if n % r == 0
-        ):
+        for replica in (r for r in divisors(n) if r % target.num_slices == 0):
             fsdp, rest = divmod(n, replica * tensor)
             if rest or (replica & (replica - 1) and replica != target.num_slices):
                 continue

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 
@@ -53,6 +54,11 @@ def fit(points: Points, table: str, bootstraps: int, seed: int) -> Fit:
     start = time.monotonic()
     law, objective = parametric.fit(final)
     fitted = time.monotonic()
+    try:
+        _check_law(law, table)
+    except UserError:
+        progress.close()
+        raise
     progress.update(1, "Approach 3: all starts")
     third, samples, extrapolation_error = _parametric(final, law, bootstraps, rng)
     approaches = {3: third}
@@ -105,6 +111,15 @@ def _check(points: Points, rows: int, table: str) -> None:
             f"coefficients needs {MIN_RUNS} runs and {MIN_SIZES} sizes at the least"
             + (f"; --run says which of the {rows} rows are one run" if rows > len(points) else "")
         )
+
+
+def _check_law(law: Law, where: str) -> None:
+    for name in NAMES:
+        if not 0 < getattr(law, name) < math.inf:
+            raise UserError(
+                f"{where}: no law of losses: {name} = {getattr(law, name):.3g}, expected a number "
+                "above 0, by which losses fall as models and tokens grow"
+            )
 
 
 def _powers(law: Law) -> tuple[PowerLaw, PowerLaw]:
@@ -262,13 +277,14 @@ def read_law(name: str) -> tuple[Law, Law | None, dict[str, tuple[float, float]]
         for quantity in PUBLISHED_RANGES:
             least, most = laws["ranges"][quantity]
             fitted[quantity] = float(least), float(most)
-        return law, samples, fitted
     except OSError as e:
         raise UserError(
             f"--laws: cannot read {name!r}: {e.strerror}; give the laws.json that llama-jax fit "
             f"wrote, or one of {', '.join(PUBLISHED)}"
         ) from e
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise UserError(
             f"--laws: {name} is not a laws.json of llama-jax fit: {type(e).__name__}: {e}"
         ) from e
+    _check_law(law, f"--laws: {name}")
+    return law, samples, fitted

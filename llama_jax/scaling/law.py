@@ -38,7 +38,8 @@ class Law:
     def optimal_params(self, flops):
         """Return N of the smallest loss for C FLOPs of training; D is C / 6N (Hoffmann, equation
         4)."""
-        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        with np.errstate(all="ignore"):  # NaN for a bootstrap's law that has no optimum
+            g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         return g * (flops / 6) ** self.exponents[0]
 
     def optimal_tokens(self, params):

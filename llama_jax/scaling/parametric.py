@@ -39,7 +39,7 @@ def fit(points: Points) -> tuple[Law, float]:
     theta, objective = _minimise(points, starts, np.ones((len(starts), len(points))), FIRST_STEPS)
     best = np.argsort(np.where(np.isnan(objective), np.inf, objective))[:LANES]
     theta, objective = _minimise(points, theta[best], np.ones((LANES, len(points))), MAX_STEPS)
-    winner = np.nanargmin(objective)
+    winner = np.argmin(np.where(np.isnan(objective), np.inf, objective))
     law = Law(**{name: float(value) for name, value in vars(_law(theta[winner])).items()})
     return law, float(objective[winner])
 

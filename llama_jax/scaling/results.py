@@ -102,6 +102,9 @@ def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Poi
         values["tokens"] = values["flops"] / (6 * values["params"])
     elif "params" not in values:
         values["params"] = values["flops"] / (6 * values["tokens"])
+    for quantity, value in values.items():
+        if not (np.isfinite(value) & (value > 0)).all():
+            raise UserError(f"{path}: {quantity} by C = 6ND are out of the range of numbers")
     runs = [row[columns.run] for _, row in lines] if columns.run in header else range(len(lines))
     number = {run: i for i, run in enumerate(dict.fromkeys(runs))}
     run = np.array([number[run] for run in runs], int)

@@ -19,7 +19,7 @@ METHODS = {1: "envelope of curves", 2: "IsoFLOP parabolas", 3: "parametric law"}
 
 def print_fit(fit: Fit) -> None:
     """Print the exponents of each approach, the law, and what follows for larger budgets."""
-    console = Console()
+    console = Console(markup=False)
     console.print(
         f"{fit.table}: {len(fit.points)} runs, {len(np.unique(fit.points.size))} sizes of model; "
         f"{LEVEL:.0%} intervals of {len(fit.samples.E)} bootstraps",
@@ -108,7 +108,7 @@ def _range(low: float, high: float, form: str) -> str:
 
 def print_decision(decision: Decision) -> None:
     """Print the choices side by side, where LLaMA stands, and every assumption with its source."""
-    console = Console()
+    console = Console(markup=False)
     kind, value = decision.target
     console.print(
         f"{quantity(decision.served)} tokens to serve, target {option(kind)} {quantity(value)}",

@@ -136,28 +136,29 @@ def failed(run: Run) -> bool:
 
 def state(run: Run) -> State:
     """Return what a run's directory says of it."""
-    rows, known = [], {}
+    rows, known = [], State("finished")
     try:
         rows = _metrics(run)
     except UserError as e:
-        known = {"note": str(e)}
+        known = State("finished", note=str(e))
     training = [row for row in rows if "loss" in row]
     held_out = [row["validation_loss"] for row in rows if "validation_loss" in row]
     if training:
-        known = {
-            "step": rows[-1]["step"],
-            "loss": held_out[-1] if held_out else training[-1]["loss"],
-            "tokens_per_second": statistics.median(row["tokens_per_second"] for row in training),
-        }
+        known = State(
+            "finished",
+            step=rows[-1]["step"],
+            loss=held_out[-1] if held_out else training[-1]["loss"],
+            tokens_per_second=statistics.median(row["tokens_per_second"] for row in training),
+        )
     if finished(run):
-        return State("finished", **known)
+        return known
     holders = living(leases(run.directory), time.time())
     if holders:
         owner = f"{holders[0].host}_{holders[0].pid}"
-        return State("running", **known | {"note": owner})
+        return dataclasses.replace(known, status="running", note=owner)
     if failed(run):
-        return State("failed", **known | {"note": _reason(run)})
-    return State("unfinished" if rows else "waiting", **known)
+        return dataclasses.replace(known, status="failed", note=_reason(run))
+    return dataclasses.replace(known, status="unfinished" if rows else "waiting")
 
 
 def _metrics(run: Run) -> list[dict]:
