@@ -194,14 +194,17 @@ class Upkeep:
 class Experiment:
     """What is computed (model, data, optimizer, run), and apart from it how, and what is kept.
 
-    The first four are the experiment's identity: a run is refused other values of them. The last
-    two may change whenever a run goes on.
+    All but the last two is the experiment's identity: a run is refused other values. The last two
+    may change whenever a run goes on.
     """
 
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig
     run: RunConfig
+    # Weights to start from, with a new optimizer: a run, WORKDIR[@STEP], or what `llama-jax
+    # import` takes. None: random ones, of run.seed.
+    init: str | None = None
     execution: Execution = Execution()
     upkeep: Upkeep
 

@@ -28,7 +28,7 @@ from llama_jax.config import (
 from llama_jax.hardware import parse_slice
 
 SCHEMA = 1  # of an experiment in JSON; counts up when a field is renamed, moved or removed
-IDENTITY = ("model", "data", "optimizer", "run")  # the sections that a result depends on
+IDENTITY = ("model", "data", "optimizer", "run", "init")  # what a result depends on
 # But not on where these lie: what is in them is compared, by digest.
 PLACES = ("data.corpus", "data.tokenizer", "data.store")
 
@@ -183,7 +183,7 @@ def override(experiment: Experiment, text: str) -> Experiment:
     Values are Python literals; a field of type str takes the text as it stands.
     """
     key, equals, value = text.partition("=")
-    if not equals or "." not in key:
+    if not equals or ("." not in key and key != "init"):
         raise UserError(f"--set {text}: expected SECTION.FIELD=VALUE, e.g. model.num_layers=8")
     return _override(experiment, key, key.split("."), value)
 

@@ -1,15 +1,18 @@
 """A trained model in memory: its logits, its continuations, its held-out loss."""
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from sentencepiece import SentencePieceProcessor
 
 from llama_jax.attention import PLATFORMS
-from llama_jax.config import Experiment, UserError
+from llama_jax.config import Experiment, ModelConfig, UserError
 from llama_jax.data import store
 from llama_jax.data import tokenizer as sentencepieces
 from llama_jax.data.prepare import ensure
@@ -129,6 +132,58 @@ def open_foreign(path: Path, overrides: Sequence[str], tokenizer: Path | None) -
     with jax.set_mesh(mesh):
         params = native.to_params(weights, experiment)
     return Model(experiment=experiment, params=params, vocabulary=vocabulary, mesh=mesh)
+
+
+def initial_params(experiment: Experiment) -> Llama:
+    """Return the weights that experiment.init names, on the mesh of jax.set_mesh.
+
+    Says on stderr which constants of theirs the experiment changes. Raises UserError if there are
+    none, if they have other shapes, or if they were trained with another tokenizer.
+    """
+    assert experiment.init is not None
+    try:
+        cfg, model, read = _open_initial(experiment.init)
+    except UserError as e:
+        raise UserError(
+            f"init: got {experiment.init!r}, expected a run, WORKDIR[@STEP], or what `llama-jax "
+            f"import` takes; {e}"
+        ) from e
+    given = experiment.data.tokenizer
+    if model is not None and not sentencepieces.same(
+        sentencepieces.from_bytes(model, f"init: {experiment.init}: its tokenizer"),
+        sentencepieces.load(given),
+    ):
+        raise UserError(
+            f"data.tokenizer: {sentencepieces.find(given)} is not the tokenizer of "
+            f"init={experiment.init}; expected that one, and a data.store made with it"
+        )
+    for field in ("norm_eps", "rope_theta"):
+        has, got = getattr(cfg, field), getattr(experiment.model, field)
+        if has != got:
+            print(
+                f"init: {experiment.init} has {field} {has}, model.{field} is {got}",
+                file=sys.stderr,
+            )
+    return read(experiment)
+
+
+def _open_initial(
+    source: str,
+) -> tuple[ModelConfig, bytes | None, Callable[[Experiment], Llama]]:
+    """Return a model's configuration, its tokenizer if there is one, and what reads its weights."""
+    if convert.format_of(Path(source)) in (None, "native"):
+        workdir, step, own = open_run(source, ())
+        path = own.data.tokenizer
+        there = path == "embedded" or epath.Path(path).exists()
+        model = sentencepieces.find(path).read_bytes() if there else None
+        return own.model, model, functools.partial(restore_model, workdir, step)
+    weights = convert.open_source(Path(source))
+
+    def read(experiment: Experiment) -> Llama:
+        check_shape(source, weights.cfg, experiment.model)
+        return native.to_params(weights, experiment)
+
+    return weights.cfg, weights.tokenizer, read
 
 
 def _laid_out(

@@ -28,9 +28,13 @@ Batch = dict[str, jax.Array]
 Loss = Callable[[Any, Any, Batch], tuple[jax.Array, jax.Array]]
 
 
-def init_state(experiment: Experiment) -> TrainState:
-    """Make the state before step 0. Trace it under jax.set_mesh; shardings are the model's."""
-    params = Llama(experiment.model, nnx.Rngs(params=experiment.run.seed))
+def init_state(experiment: Experiment, params: Llama | None = None) -> TrainState:
+    """Make the state before step 0. Trace it under jax.set_mesh; shardings are the model's.
+
+    params: to start from. None: random ones.
+    """
+    if params is None:
+        params = Llama(experiment.model, nnx.Rngs(params=experiment.run.seed))
     tx = make_optimizer(experiment.optimizer, experiment.run.num_steps)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

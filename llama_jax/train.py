@@ -1,5 +1,7 @@
 """The training loop. It wires; what is computed is in step.py, what is read in data/batches.py."""
 
+from collections.abc import Callable
+
 import jax
 from etils import epath
 
@@ -13,26 +15,39 @@ from llama_jax.experiment import differences, from_json, to_json
 from llama_jax.flops import executed_flops, num_params
 from llama_jax.guards.monitor import FIRST_STEPS, Monitor
 from llama_jax.guards.stop import Stop
+from llama_jax.model import Llama
 from llama_jax.run import checkpoint
+from llama_jax.run.checkpoint import Origin
 from llama_jax.run.loss_figure import plot_losses
 from llama_jax.run.metrics import check_wandb
 from llama_jax.run.workdir import config_file, profile_dir, tokenizer_file, write_whole
 from llama_jax.sharding import batch_sharding, check_host_memory, mesh_of
-from llama_jax.step import init_state, make_eval_step, make_train_step, next_token_loss
+from llama_jax.step import (
+    TrainState,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    next_token_loss,
+)
 
 
 def train(
-    experiment: Experiment, workdir: epath.Path, accept_changes: bool, profile_steps: int = 0
+    experiment: Experiment,
+    workdir: epath.Path,
+    accept_changes: bool,
+    profile_steps: int = 0,
+    load_init: Callable[[Experiment], Llama] | None = None,
 ) -> None:
     """Train to run.num_steps, going on from the newest checkpoint in workdir if there is one.
 
     accept_changes: go on even if workdir was begun with another experiment.
     profile_steps: trace this many steps into workdir/profile, for TensorBoard or XProf.
+    load_init: returns the weights of experiment.init, as opened.initial_params does.
     Raises UserError for what does not fit together, NonFiniteLoss if the loss does not stay finite,
     Stopped if SIGTERM or SIGHUP asked for it, OSError if a file of the run cannot be written.
     """
     data, run, execution = experiment.data, experiment.run, experiment.execution
-    origin = checkpoint.Origin(store.digest(data), tokenizer.sha256(data.tokenizer))
+    origin = Origin(store.digest(data), tokenizer.sha256(data.tokenizer))
     store.check_tokenizer(data, experiment.model.vocab_size)
     check_wandb(experiment.upkeep.wandb_project)
     check_workdir(experiment, workdir, accept_changes)
@@ -42,9 +57,9 @@ def train(
     sharding = batch_sharding(mesh, execution.mesh, "ABT")
 
     with jax.set_mesh(mesh):
-        # 1. The newest checkpoint of this workdir, else the initial weights.
+        # 1. The newest checkpoint of this workdir, else experiment.init, else random weights.
         restored = checkpoint.restore_newest(workdir, experiment, origin)
-        state, schedule = restored or (jax.jit(lambda: init_state(experiment))(), Schedule())
+        state, schedule, origin = restored or begin(experiment, origin, load_init)
         start = int(jax.device_get(state.step))
         if start >= run.num_steps:
             plot_losses(workdir)
@@ -93,7 +108,8 @@ def train(
                 to_stop = stop.asked(step + 1)
                 to_save |= to_stop
                 if to_evaluate or to_save:
-                    monitor.step(*dispatched)  # first: a state that is not finite is never kept
+                    monitor.step(*dispatched)
+                    monitor.check_state(step + 1, state)  # first: what is not finite is never kept
                     dispatched = None
                 if to_evaluate:  # before the save, or a kill between the two would lose it
                     found = validation_losses(
@@ -120,6 +136,18 @@ def check_memory(model: ModelConfig) -> None:
         check_host_memory(3 * 4 * num_params(model), state)
 
 
+def begin(
+    experiment: Experiment, origin: Origin, load_init: Callable[[Experiment], Llama] | None
+) -> tuple[TrainState, Schedule, Origin]:
+    """Return the state before step 0, the schedule and what the model is made from."""
+    if experiment.init is None:
+        return jax.jit(lambda: init_state(experiment))(), Schedule(), origin
+    if load_init is None:
+        raise UserError(f"init: got {experiment.init!r}, but train() no load_init; expected both")
+    state, origin = checkpoint.start(experiment, origin, load_init(experiment))
+    return state, Schedule(), origin
+
+
 def due(experiment: Experiment, step: int) -> tuple[bool, bool]:
     """Say whether to evaluate, and whether to save, after so many updates."""
     last, upkeep = step == experiment.run.num_steps, experiment.upkeep
@@ -135,12 +163,17 @@ def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: b
         probe.unlink()
     except OSError as e:
         raise UserError(f"workdir: cannot write to {str(workdir)!r}: {e.strerror or e}") from e
-    path = config_file(workdir)
-    if path.exists():
-        begun = from_json(path.read_bytes(), str(path))
-    else:
-        begun = checkpoint.newest_experiment(workdir)
-    if begun is not None:
+    path, newest = config_file(workdir), checkpoint.newest_meta(workdir)
+    begun = (
+        from_json(path.read_bytes(), str(path)) if path.exists() else newest and newest.experiment
+    )
+    if newest is not None and newest.imported:
+        if not accept_changes:
+            raise UserError(
+                f"workdir: {workdir} holds an imported model; to train from it, give --set "
+                f"init={workdir} and another --workdir, or --accept-changes to train in this one"
+            )
+    elif begun is not None:
         changes = differences(begun, experiment)
         if changes and not accept_changes:
             raise UserError(

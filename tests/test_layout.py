@@ -25,7 +25,7 @@ ROOMS = {
     "opened": {"core", "data", "evaluation", "formats", "generation", "run"},
     "plan": {"core", "run"},
     "scaling": {"core"},
-    "sweeps": {"core", "data", "guards", "plan", "run", "train"},
+    "sweeps": {"core", "data", "guards", "opened", "plan", "run", "train"},
     "commands": {
         *("core", "data", "evaluation", "formats", "generation", "guards", "opened", "plan"),
         *("run", "scaling", "sweeps", "train"),

@@ -32,3 +32,20 @@ def test_a_non_finite_loss_names_step_and_rows_and_keeps_the_last_good(experimen
     saved = steps(workdir)
     assert all(s < step for s in saved)
     assert all(np.isfinite(loss) for loss in losses(Path(workdir)).values())
+
+
+@pytest.mark.parametrize("change", [dict(eps=1e-300), dict(peak_lr=1e39)])
+def test_a_state_that_the_update_itself_breaks_is_not_kept(experiment, tmp_path, change):
+    """Loss and gradient are finite, and what fp32 makes of these numbers is not."""
+    workdir = epath.Path(tmp_path / "run")
+    upkeep = dataclasses.replace(experiment.upkeep, checkpoint_every=1, eval_every=1)
+    optimizer = dataclasses.replace(experiment.optimizer, **change)
+    broken = dataclasses.replace(experiment, optimizer=optimizer, upkeep=upkeep)
+    with pytest.raises(NonFiniteLoss) as e:
+        train(broken, workdir, accept_changes=False)
+    said = re.match(r"step (\d+): after the update, array \S+ (and|is) ", str(e.value))
+    assert said is not None and "\n" not in str(e.value)
+    step = int(said.group(1))
+    assert all(s < step for s in steps(workdir))
+    kept = f"checkpoint {step - 1} is the last good one" if step > 1 else "no checkpoint was saved"
+    assert kept in str(e.value)

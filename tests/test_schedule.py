@@ -47,7 +47,7 @@ def test_a_resumed_run_follows_the_schedule_of_its_checkpoint(trained, experimen
     with jax.set_mesh(mesh):
         restored = checkpoint.restore_newest(workdir, experiment, origin)
         assert restored is not None
-        state, schedule = restored
+        state, schedule, _ = restored
         assert (int(state.step), schedule) == (9, Schedule())
         sharding = batch_sharding(mesh, execution.mesh, "ABT")
         batch = next(train_batches(experiment.data, 1, sharding, iter([11, 12])))

@@ -83,6 +83,7 @@ def print_experiment(experiment: Experiment, name: str) -> None:
             f" in {execution.micro_batches} "
             f"micro-batch{'es' if execution.micro_batches > 1 else ''}"
         ),
+        "initial weights": experiment.init or f"random, of run.seed={run.seed}",
         "steps": f"{run.num_steps:,}",
         "tokens": f"{tokens:,}",
         "tokens per parameter": f"{tokens / params:.1f}",

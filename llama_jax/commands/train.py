@@ -53,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
     from llama_jax.run.workdir import steps
     from llama_jax.train import train as run_training
 
+    load_init = None
+    if experiment.init:
+        from llama_jax.opened import initial_params as load_init
     directory, claim = epath.Path(workdir), one_at_a_time
     if args.multihost and _join(args.multihost) > 0:  # the first process claims it for all
         claim = contextlib.nullcontext
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         with claim(directory):
             if not args.multihost and (status := ensure(experiment.data)):
                 return status
-            run_training(experiment, directory, args.accept_changes, args.profile)
+            run_training(experiment, directory, args.accept_changes, args.profile, load_init)
     except (NonFiniteLoss, Stopped) as e:
         with contextlib.suppress(OSError):  # of a terminal that is gone
             print(f"llama-jax train: {e}", file=sys.stderr)

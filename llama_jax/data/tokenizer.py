@@ -56,6 +56,15 @@ def from_bytes(model: bytes, where: str) -> sentencepiece.SentencePieceProcessor
     return processor
 
 
+def same(a: sentencepiece.SentencePieceProcessor, b: sentencepiece.SentencePieceProcessor) -> bool:
+    """Return whether two tokenizers give the same ids, whatever else their files hold."""
+    if a.vocab_size() != b.vocab_size():
+        return False
+    ids = list(range(a.vocab_size()))
+    texts = list(MUST_SURVIVE)
+    return a.id_to_piece(ids) == b.id_to_piece(ids) and a.encode(texts) == b.encode(texts)
+
+
 def losses(processor: sentencepiece.SentencePieceProcessor) -> list[str]:
     """Return "TEXT comes back as OTHER" for each of MUST_SURVIVE that it does not give back."""
     pairs = [(text, processor.decode(processor.encode(text))) for text in MUST_SURVIVE]

@@ -14,8 +14,10 @@ from llama_jax.data.batches import describe
 from llama_jax.data.schedule import Schedule
 from llama_jax.evaluation.perplexity import mixture_loss
 from llama_jax.flops import model_flops_per_token, num_params, peak_flops
+from llama_jax.model import by_name
 from llama_jax.progress import Progress, duration
 from llama_jax.run import checkpoint
+from llama_jax.run.fingerprint import not_finite
 from llama_jax.run.loss_figure import plot_losses
 from llama_jax.run.metrics import Writer
 from llama_jax.run.workdir import (
@@ -27,6 +29,7 @@ from llama_jax.run.workdir import (
     tensorboard_dir,
     write_whole,
 )
+from llama_jax.step import TrainState
 
 FIRST_STEPS = 2  # of a process, which wait for compilation and for data
 
@@ -83,7 +86,8 @@ class Monitor:
         now = time.monotonic()
         seconds, self.clock = now - self.clock, now
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            raise NonFiniteLoss(self.explain(step, values))
+            found = f"loss is {values['loss']}, gradient norm {values['grad_norm']}"
+            raise NonFiniteLoss(self.explain(step, found))
         rate = self.tokens_per_step / seconds
         values |= {
             "tokens": step * self.tokens_per_step,
@@ -103,6 +107,14 @@ class Monitor:
                 f"loss {values['loss']:.4f}  {rate:,.0f} tok/s  {utilisation}",
             )
 
+    def check_state(self, step: int, state: TrainState) -> None:
+        """Raise NonFiniteLoss if the update that led to `step` has made a state not to be kept."""
+        broken = not_finite(by_name(state.params) | by_name(state.opt_state))
+        if broken:
+            others = f" and {len(broken) - 1} more are" if len(broken) > 1 else " is"
+            found = f"after the update, array {broken[0]}{others} not finite"
+            raise NonFiniteLoss(self.explain(step, found))
+
     def validation(self, step: int, losses: dict[str, float]) -> None:
         mean = mixture_loss(losses, self.experiment.data)
         values = {f"validation_loss/{source}": loss for source, loss in losses.items()}
@@ -112,7 +124,7 @@ class Monitor:
         by_source = "  ".join(f"{source} {loss:.3f}" for source, loss in losses.items())
         self.note(f"step {step}: held-out loss {mean:.4f}  ({by_source})")
 
-    def explain(self, step: int, values: dict[str, Any]) -> str:
+    def explain(self, step: int, found: str) -> str:
         rows = describe(self.experiment.data, self.schedule.batch(step - 1))
         path = nonfinite_file(self.workdir, step)
         if jax.process_index() == 0:
@@ -125,8 +137,8 @@ class Monitor:
             else "no checkpoint was saved yet"
         )
         return (
-            f"step {step}: loss is {values['loss']}, gradient norm {values['grad_norm']}; training "
-            f"stopped; {kept}; the {len(rows)} rows of the batch are listed in {path}: "
+            f"step {step}: {found}; training stopped; {kept}; "
+            f"the {len(rows)} rows of the batch are listed in {path}: "
             + "; ".join(rows[:4] + ["..."] * (len(rows) > 4))
         )
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import gc
+import hashlib
 import itertools
 import json
 import logging
@@ -65,6 +66,7 @@ class Origin:
 
     data_digest: str = ""  # of the token store that was trained on; none: an imported model
     tokenizer_sha256: str = ""  # of the SentencePiece model
+    init: str = ""  # the digest of the weights that it started from; none: random ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,10 @@ class Meta:
     experiment: Experiment
     origin: Origin
     fingerprints: dict[str, int]  # by parameter name
+
+    @property
+    def imported(self) -> bool:
+        return not self.origin.data_digest
 
 
 def open_run(text: str, overrides: Sequence[str]) -> tuple[epath.Path, int, Experiment]:
@@ -221,17 +227,22 @@ def read_meta(workdir: epath.Path, step: int) -> Meta:
     data = experiment.data
     if (own := tokenizer_file(workdir)).exists():
         data = dataclasses.replace(data, tokenizer=str(own))
-    if not origin.data_digest:  # an imported model has no store but one beside it
+    if meta.imported:  # an imported model has no store but one beside it
         data = dataclasses.replace(data, store=str(store_dir(workdir)))
     return dataclasses.replace(meta, experiment=dataclasses.replace(experiment, data=data))
 
 
-def newest_experiment(workdir: epath.Path) -> Experiment | None:
-    """Return the experiment of the newest checkpoint whose metadata can be read; None without."""
+def newest_meta(workdir: epath.Path) -> Meta | None:
+    """Read that of the newest checkpoint whose metadata can be read; None if there is none."""
     for step in reversed(steps(workdir)):
         with contextlib.suppress(DamagedCheckpoint):
-            return read_meta(workdir, step).experiment
+            return read_meta(workdir, step)
     return None
+
+
+def weights_digest(fingerprints: dict[str, int]) -> str:
+    """Return a SHA-256, in hex, of the fingerprints of a model's arrays."""
+    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()
 
 
 def check_tokenizer(workdir: epath.Path, meta: Meta, experiment: Experiment) -> None:
@@ -242,17 +253,6 @@ def check_tokenizer(workdir: epath.Path, meta: Meta, experiment: Experiment) -> 
             f"data.tokenizer: {tokenizer.find(given)} is not the tokenizer that checkpoint "
             f"{checkpoints_dir(workdir) / str(meta.step)} was trained with, whose copy in "
             f"{tokenizer_file(workdir)} had sha256 {wanted[:12]}; bring that one back"
-        )
-
-
-def check_origin(workdir: epath.Path, meta: Meta, experiment: Experiment, origin: Origin) -> None:
-    """Raise UserError if the checkpoint was trained on another store or with another tokenizer."""
-    check_tokenizer(workdir, meta, experiment)
-    if meta.origin.data_digest != origin.data_digest:
-        raise UserError(
-            f"data.store: {experiment.data.store} has digest {origin.data_digest[:12]}, but "
-            f"checkpoint {meta.step} in {workdir} was trained on {meta.origin.data_digest[:12]}; "
-            "bring that store back or use another --workdir"
         )
 
 
@@ -285,10 +285,18 @@ def restore_state(workdir: epath.Path, step: int, experiment: Experiment) -> Tra
     )
 
 
+def start(experiment: Experiment, origin: Origin, params: Llama) -> tuple[TrainState, Origin]:
+    """Return the state before step 0 from given weights, which are donated, and what it is from."""
+    origin = dataclasses.replace(origin, init=weights_digest(fingerprints(by_name(params))))
+    state = jax.jit(lambda params: init_state(experiment, params), donate_argnums=0)(params)
+    return state, origin
+
+
 def restore_newest(
     workdir: epath.Path, experiment: Experiment, origin: Origin
-) -> tuple[TrainState, Schedule] | None:
-    """Return the newest state that can be read, and its schedule; None where nothing was saved.
+) -> tuple[TrainState, Schedule, Origin] | None:
+    """Return the newest state that can be read, its schedule and its origin; None where nothing was
+    saved. An imported model gets a new optimizer.
 
     Damaged checkpoints are named in a warning and moved to WORKDIR/damaged. Raises UserError if
     there are checkpoints and none can be read, or if it has another origin.
@@ -301,8 +309,19 @@ def restore_newest(
     for step in reversed(steps(workdir)):
         try:
             meta = read_meta(workdir, step)
-            check_origin(workdir, meta, experiment, origin)
-            state = restore_state(workdir, step, experiment)
+            check_tokenizer(workdir, meta, experiment)
+            if meta.imported:
+                params = restore_model(workdir, step, experiment)
+                state, origin = start(experiment, origin, params)
+            elif meta.origin.data_digest != origin.data_digest:
+                raise UserError(
+                    f"data.store: {experiment.data.store} has digest {origin.data_digest[:12]}, "
+                    f"but checkpoint {step} in {workdir} was trained on "
+                    f"{meta.origin.data_digest[:12]}; bring that store back or use another "
+                    "--workdir"
+                )
+            else:
+                state, origin = restore_state(workdir, step, experiment), meta.origin
         except DamagedCheckpoint as e:
             damaged[step] = e
             log.warning("%s; skipped", e)
@@ -315,7 +334,7 @@ def restore_newest(
                 moved = aside / f"{bad}.{earlier}"
                 (checkpoints_dir(workdir) / str(bad)).rename(moved)
         multihost_utils.sync_global_devices("damaged checkpoints are out of the way")
-        return state, meta.schedule
+        return state, meta.schedule, origin
     if damaged:
         raise UserError(
             f"workdir: none of the {len(damaged)} checkpoints in {checkpoints_dir(workdir)} can be "

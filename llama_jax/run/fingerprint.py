@@ -17,6 +17,17 @@ def _fingerprint_all(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return jax.tree.map(fingerprint, arrays)
 
 
+def not_finite(arrays: dict[str, jax.Array]) -> list[str]:
+    """Return the names of the arrays with a value that is infinite or no number."""
+    finite = jax.device_get(_all_finite(arrays))
+    return [name for name in arrays if not finite[name]]
+
+
+@jax.jit
+def _all_finite(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), arrays)
+
+
 def fingerprint_of(values: np.ndarray, start: int) -> int:
     """Compute what a part of an array adds to the array's fingerprint, a bounded copy at a time.
 

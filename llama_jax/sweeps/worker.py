@@ -101,8 +101,11 @@ def main() -> None:
 
     directory = lease.path.parent
     began = time.monotonic()
+    load_init = None
+    if experiment.init:
+        from llama_jax.opened import initial_params as load_init
     try:
-        train(experiment, directory, accept_changes=False)
+        train(experiment, directory, accept_changes=False, load_init=load_init)
     except Stopped as e:
         print(e, file=sys.stderr)
         sys.exit(e.status)
