@@ -58,8 +58,7 @@ def train(
 
     with jax.set_mesh(mesh):
         # 1. The newest checkpoint of this workdir, else experiment.init, else random weights.
-        restored = checkpoint.restore_newest(workdir, experiment, origin)
-        state, schedule, origin = restored or begin(experiment, origin, load_init)
+        state, schedule, origin = begin(experiment, workdir, origin, load_init)
         start = int(jax.device_get(state.step))
         if start >= run.num_steps:
             plot_losses(workdir)
@@ -86,20 +85,19 @@ def train(
         ):
             keep_with_run(experiment, workdir)  # from here on the workdir is this experiment's
             dispatched = None  # the step before: its figures are fetched while the device computes
-            profile = range(start + FIRST_STEPS, run.num_steps)[:profile_steps]
+            span = range(start + FIRST_STEPS, run.num_steps)[:profile_steps]
             for step in range(start, run.num_steps):
-                if profile and step == profile[0]:
+                if span and step == span[0]:
                     jax.profiler.start_trace(profile_dir(workdir))
                 with (
                     jax.transfer_guard("disallow"),  # the host waits for nothing here
                     jax.profiler.StepTraceAnnotation("train", step_num=step),
                 ):
                     state, metrics = train_step(state, batch)
-                if profile and step == profile[-1]:
+                if span and step == span[-1]:
                     jax.block_until_ready(metrics)
                     jax.profiler.stop_trace()
-                    traced_into = profile_dir(workdir)
-                    monitor.note(f"profiled steps {profile[0]} to {step} into {traced_into}")
+                    monitor.note(f"profiled steps {span[0]} to {step} into {profile_dir(workdir)}")
                 batch = next(batches)
                 if dispatched is not None:
                     monitor.step(*dispatched)
@@ -112,10 +110,8 @@ def train(
                     monitor.check_state(step + 1, state)  # first: what is not finite is never kept
                     dispatched = None
                 if to_evaluate:  # before the save, or a kill between the two would lose it
-                    found = validation_losses(
-                        eval_step, state.params, state.frozen, experiment, mesh
-                    )
-                    monitor.validation(step + 1, found)
+                    got = validation_losses(eval_step, state.params, state.frozen, experiment, mesh)
+                    monitor.validation(step + 1, got)
                 if to_save:
                     checkpoint.save(manager, state, experiment, schedule, origin)
                 if to_stop:
@@ -137,9 +133,14 @@ def check_memory(model: ModelConfig) -> None:
 
 
 def begin(
-    experiment: Experiment, origin: Origin, load_init: Callable[[Experiment], Llama] | None
+    experiment: Experiment,
+    workdir: epath.Path,
+    origin: Origin,
+    load_init: Callable[[Experiment], Llama] | None,
 ) -> tuple[TrainState, Schedule, Origin]:
-    """Return the state before step 0, the schedule and what the model is made from."""
+    """Return the state to go on from, its schedule and what it is made from."""
+    if restored := checkpoint.restore_newest(workdir, experiment, origin):
+        return restored
     if experiment.init is None:
         return jax.jit(lambda: init_state(experiment))(), Schedule(), origin
     if load_init is None:

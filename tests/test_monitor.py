@@ -1,4 +1,4 @@
-"""A loss that is not finite ends the run."""
+"""A loss or a state that is not finite ends the run."""
 
 import dataclasses
 import re
