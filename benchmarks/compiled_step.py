@@ -27,9 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_jax import config
-from llama_jax.experiment import load, to_json
+from llama_jax.experiment import to_json
 from llama_jax.flops import model_flops_per_token
 from llama_jax.hardware import GIB, parse_slice
+from llama_jax.loading import load
 from llama_jax.plan.compile import cache_directory, devices, versions
 from llama_jax.plan.estimate import Estimate, estimate, expected_mfu
 from llama_jax.plan.sources import import_closure

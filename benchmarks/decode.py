@@ -156,8 +156,8 @@ def write_files(directory: Path) -> None:
     from etils import epath
 
     from llama_jax.data.schedule import Schedule
-    from llama_jax.experiment import load
     from llama_jax.formats import gguf, native
+    from llama_jax.loading import load
     from llama_jax.run import checkpoint
     from llama_jax.sharding import make_mesh
     from llama_jax.step import init_state

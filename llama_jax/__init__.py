@@ -20,7 +20,7 @@ from llama_jax.config import (
     UserError,
 )
 from llama_jax.experiment import identity
-from llama_jax.experiment import load as load_experiment
+from llama_jax.loading import load as load_experiment
 
 if typing.TYPE_CHECKING:
     from llama_jax.data.batches import train_batches

@@ -1,31 +1,23 @@
-"""An experiment from its file, from JSON or by --set; validated, compared, identified."""
+"""An experiment by field: validated, compared, identified, in JSON."""
 
-import ast
 import dataclasses
-import functools
 import hashlib
-import importlib.util
 import json
 import math
-import sys
 import types
 import typing
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 from llama_jax.config import (
     ATTENTION_KERNELS,
     COMPUTE_DTYPES,
     REMAT_POLICIES,
     DataConfig,
-    Execution,
     Experiment,
     ModelConfig,
     OptimizerConfig,
     UserError,
 )
-from llama_jax.hardware import parse_slice
 
 SCHEMA = 1  # of an experiment in JSON; counts up when a field is renamed, moved or removed
 IDENTITY = ("model", "data", "optimizer", "run", "init")  # what a result depends on
@@ -33,135 +25,8 @@ IDENTITY = ("model", "data", "optimizer", "run", "init")  # what a result depend
 PLACES = ("data.corpus", "data.tokenizer", "data.store")
 
 
-class UnnamedSlice(UserError):
-    """An experiment file that names slices, but not the one asked for."""
-
-
 class OtherSchema(UserError):
     """What another version of llama_jax has written as JSON."""
-
-
-def load(
-    path: str, overrides: typing.Sequence[str] = (), slice_name: str | None = None
-) -> Experiment:
-    """Read and validate an experiment. Raises UserError, as read and validate do."""
-    experiment = read(path, overrides, slice_name)
-    validate(experiment)
-    return experiment
-
-
-def read(
-    path: str, overrides: typing.Sequence[str] = (), slice_name: str | None = None
-) -> Experiment:
-    """Return the experiment that get_experiment() of the file at `path` returns, not yet validated.
-
-    overrides: "section.field=value" strings, applied in order.
-    slice_name: takes the execution under that name in the file's SLICES, a dict of Executions. A
-    file that names no slice goes on any; one that names others does if overrides give the mesh.
-    Raises UserError for a file or value that cannot be used, UnnamedSlice for another slice.
-    """
-    module = execute(path)
-    if not hasattr(module, "get_experiment"):
-        raise UserError(
-            f"experiment: {path}: no get_experiment(), which returns an Experiment, as in "
-            "experiments/quickstart.py; get_sweep() is for llama-jax sweep"
-        )
-    experiment = called(path, module.get_experiment)
-    if not isinstance(experiment, Experiment):
-        raise UserError(
-            f"experiment: get_experiment() of {path} returned {type(experiment).__name__}; "
-            "it must return a llama_jax.config.Experiment"
-        )
-    slices = getattr(module, "SLICES", {})
-    if not isinstance(slices, dict) or not all(
-        isinstance(name, str) and isinstance(e, Execution) for name, e in slices.items()
-    ):
-        raise UserError(f"experiment: SLICES of {path} must be a dict of Executions by slice")
-    check_types(experiment)
-    for execution in slices.values():
-        check_types(execution, "execution.")
-    mesh_given = any(text.startswith("execution.mesh.") for text in overrides)
-    experiment = _on_slice(path, experiment, slices, slice_name, mesh_given)
-    for text in overrides:
-        experiment = override(experiment, text)
-    return experiment
-
-
-def _on_slice(
-    path: str,
-    experiment: Experiment,
-    slices: dict[str, Execution],
-    name: str | None,
-    mesh_given: bool,
-) -> Experiment:
-    execution = experiment.execution
-    own = next((n for n, e in slices.items() if e is execution), execution.slice)
-    known = list(slices) or ([own] if own else [])
-    if name is None:
-        name = own
-    elif known and parse_slice(name).name not in known and not mesh_given:
-        raise UnnamedSlice(
-            f"--slice: {path} names no slice {name!r}; it has {', '.join(known)}; "
-            f"for another, llama-jax plan {path} --search --slice {name} finds a layout, or --set "
-            "execution.mesh.FIELD=N gives one"
-        )
-    if name is None:
-        return experiment
-    name = parse_slice(name).name
-    execution = dataclasses.replace(slices.get(name, execution), slice=name)
-    return dataclasses.replace(experiment, execution=execution)
-
-
-def execute(path: str) -> types.ModuleType:
-    """Run an experiment file, see find, and return its module. Raises UserError if it cannot be
-    run.
-
-    It may import the files beside it.
-    """
-    file = find(path)
-    spec = importlib.util.spec_from_file_location("experiment", file)
-    if spec is None or spec.loader is None:
-        raise UserError(
-            f"experiment: {path!r} is not a Python file; experiments/quickstart.py is one"
-        )
-    module = importlib.util.module_from_spec(spec)
-    loaded = set(sys.modules)
-    sys.path.insert(0, str(file.parent.resolve()))
-    try:
-        called(path, functools.partial(spec.loader.exec_module, module))
-    finally:
-        beside = sys.path.pop(0)
-        for name in set(sys.modules) - loaded:  # another directory may have one of that name
-            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == Path(beside):
-                del sys.modules[name]
-    return module
-
-
-def called(path: str, function: Callable[[], typing.Any]) -> typing.Any:
-    """Return what code of the file at `path` returns. Raise UserError for whatever it raises."""
-    try:
-        return function()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:  # sys.exit(), too, would end us as if all were done
-        raise UserError(f"experiment: {path}: {type(e).__name__}: {e}") from e
-
-
-def find(path: str) -> Path:
-    """Return the file at `path`, or else the one by that name, such as "quickstart", of those that
-    come with the package. Raises UserError, which lists them, if there is neither."""
-    if Path(path).is_file():
-        return Path(path)
-    package = Path(__file__).parent
-    # Installed, they lie in the package; in a clone, beside it.
-    own = next(d / "experiments" for d in (package, package.parent) if (d / "experiments").is_dir())
-    named = {str(p.relative_to(own).with_suffix("")): p for p in own.rglob("*.py")}
-    if path not in named:
-        raise UserError(
-            f"experiment: no file {path!r}, and none of that name comes with llama_jax; these do: "
-            f"{', '.join(sorted(named))}"
-        )
-    return named[path]
 
 
 # Fields by name
@@ -177,40 +42,6 @@ def fields(config: typing.Any, prefix: str = "") -> Iterator[tuple[str, typing.A
             yield prefix + name, hint, value
 
 
-def override(experiment: Experiment, text: str) -> Experiment:
-    """Replace one field: override(e, "model.num_layers=8"). Raises UserError.
-
-    Values are Python literals; a field of type str takes the text as it stands.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or ("." not in key and key != "init"):
-        raise UserError(f"--set {text}: expected SECTION.FIELD=VALUE, e.g. model.num_layers=8")
-    return _override(experiment, key, key.split("."), value)
-
-
-def _override(config: typing.Any, key: str, names: list[str], value: str) -> typing.Any:
-    name, *inner = names
-    hints = typing.get_type_hints(type(config))
-    if name not in hints:
-        if isinstance(config, Experiment):
-            raise UserError(f"{key}: no section {name!r}; there are {', '.join(hints)}")
-        raise UserError(f"{key}: no such field; {_parent(key, names)} has {', '.join(hints)}")
-    hint = hints[name]
-    if dataclasses.is_dataclass(hint):
-        if not inner:
-            known = ", ".join(typing.get_type_hints(hint))
-            raise UserError(f"{key}: expected one of its fields, {key}.FIELD=VALUE: {known}")
-        return dataclasses.replace(
-            config, **{name: _override(getattr(config, name), key, inner, value)}
-        )
-    if inner:
-        raise UserError(f"{key}: no such field; {_parent(key, inner)} has no fields")
-    parsed = _parse(value, hint)
-    if not _matches(parsed, hint):
-        raise UserError(f"{key}: got {shown(value)}, expected {_type_name(hint)}")
-    return dataclasses.replace(config, **{name: parsed})
-
-
 def shown(value: typing.Any) -> str:
     """Return what was given, for the line of an error: its beginning, if it is long."""
     try:
@@ -220,38 +51,20 @@ def shown(value: typing.Any) -> str:
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
-def _parent(key: str, names: list[str]) -> str:
-    return ".".join(key.split(".")[: -len(names)])
-
-
-def _parse(text: str, hint: typing.Any) -> typing.Any:
-    if hint is str:
-        return text
-    if hint == str | None and text.lower() != "none":
-        return text
-    literals = {"true": True, "false": False, "none": None}
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of literals that are hardly any: 1is
-            value = literals[text.lower()] if text.lower() in literals else ast.literal_eval(text)
-        return float(value) if hint is float and type(value) is int else value
-    except (ValueError, SyntaxError, TypeError, OverflowError, MemoryError, RecursionError):
-        return text
-
-
-def _matches(value: typing.Any, hint: typing.Any) -> bool:
+def matches(value: typing.Any, hint: typing.Any) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType:
-        return any(_matches(value, arg) for arg in args)
+        return any(matches(value, arg) for arg in args)
     if origin is tuple and args[-1] is Ellipsis:
-        return isinstance(value, tuple) and all(_matches(v, args[0]) for v in value)
+        return isinstance(value, tuple) and all(matches(v, args[0]) for v in value)
     if origin is tuple:
         return (
-            isinstance(value, tuple) and len(value) == len(args) and all(map(_matches, value, args))
+            isinstance(value, tuple) and len(value) == len(args) and all(map(matches, value, args))
         )
     return type(value) is hint
 
 
-def _type_name(hint: typing.Any) -> str:
+def type_name(hint: typing.Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
@@ -293,8 +106,8 @@ def validate(experiment: Experiment) -> None:
 def check_types(config: typing.Any, prefix: str = "") -> None:
     """Raise UserError, naming the field, unless every field of a config is of its type."""
     for name, hint, value in fields(config, prefix):
-        if not _matches(value, hint):
-            raise UserError(f"{name}: got {shown(value)}, expected {_type_name(hint)}")
+        if not matches(value, hint):
+            raise UserError(f"{name}: got {shown(value)}, expected {type_name(hint)}")
         for text in _texts(value):
             if "\0" in text or text != text.encode(errors="ignore").decode():
                 raise UserError(f"{name}: got {shown(value)}, expected text in UTF-8 without NUL")

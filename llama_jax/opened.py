@@ -17,14 +17,15 @@ from llama_jax.data import store
 from llama_jax.data import tokenizer as sentencepieces
 from llama_jax.data.prepare import ensure
 from llama_jax.evaluation.perplexity import validation_losses
-from llama_jax.experiment import override, validate
+from llama_jax.experiment import validate
 from llama_jax.formats import convert, native
 from llama_jax.formats.vocabulary import check_size
 from llama_jax.generation.completion import Completion, complete
 from llama_jax.generation.decoder import mesh_for, to_decode_layout
 from llama_jax.generation.sampling import Sampling
+from llama_jax.loading import override
 from llama_jax.model import Llama
-from llama_jax.run.checkpoint import check_shape, open_run, restore_model
+from llama_jax.run.checkpoint import check_shape, restore_model
 from llama_jax.sharding import make_mesh, mesh_of
 from llama_jax.step import make_eval_step, next_token_loss
 
@@ -108,7 +109,7 @@ def open_model(
 
 def open_trained(text: str, overrides: Sequence[str]) -> Model:
     """Load the checkpoint WORKDIR[@STEP], see open_model."""
-    workdir, step, experiment = open_run(text, overrides)
+    workdir, step, experiment = native.open_run(text, overrides)
     vocabulary = sentencepieces.load(experiment.data.tokenizer)
     check_size(vocabulary.vocab_size(), experiment.model.vocab_size, experiment.data.tokenizer)
     experiment, mesh = _laid_out(experiment, overrides)
@@ -172,7 +173,7 @@ def _open_initial(
 ) -> tuple[ModelConfig, bytes | None, Callable[[Experiment], Llama]]:
     """Return a model's configuration, its tokenizer if there is one, and what reads its weights."""
     if convert.format_of(Path(source)) in (None, "native"):
-        workdir, step, own = open_run(source, ())
+        workdir, step, own = native.open_run(source, ())
         path = own.data.tokenizer
         there = path == "embedded" or epath.Path(path).exists()
         model = sentencepieces.find(path).read_bytes() if there else None

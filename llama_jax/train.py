@@ -103,8 +103,7 @@ def train(
                     monitor.step(*dispatched)
                 dispatched = (step + 1, metrics)
                 to_evaluate, to_save = due(experiment, step + 1)
-                to_stop = stop.asked(step + 1)
-                to_save |= to_stop
+                to_save |= (to_stop := stop.asked(step + 1))
                 if to_evaluate or to_save:
                     monitor.step(*dispatched)
                     monitor.check_state(step + 1, state)  # first: what is not finite is never kept

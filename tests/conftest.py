@@ -34,8 +34,8 @@ from helpers.sweeps import SWEEP
 from llama_jax.config import DataConfig, Experiment, MeshConfig
 from llama_jax.data import documents, tokenizer_training
 from llama_jax.data.prepare import prepare
-from llama_jax.experiment import load
 from llama_jax.formats import convert
+from llama_jax.loading import load
 from llama_jax.sharding import make_mesh
 from llama_jax.train import train
 

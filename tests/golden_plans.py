@@ -10,8 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from llama_jax.experiment import execute
 from llama_jax.hardware import GIB
+from llama_jax.loading import execute
 from llama_jax.plan.plan import Plan
 from llama_jax.plan.slices import plan_all
 from llama_jax.plan.text import brief

@@ -7,8 +7,8 @@ from etils import epath
 from flax import nnx
 
 from llama_jax import model
-from llama_jax.experiment import load
 from llama_jax.flops import model_flops_per_token, num_params
+from llama_jax.loading import load
 from llama_jax.model import Attention, RMSNorm
 from llama_jax.run.metrics import read_metrics
 from llama_jax.train import train

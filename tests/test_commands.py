@@ -13,7 +13,8 @@ from etils import epath
 
 from helpers.paths import EXPERIMENTS
 from llama_jax.commands import show
-from llama_jax.experiment import IDENTITY, fields, load, to_json
+from llama_jax.experiment import IDENTITY, fields, to_json
+from llama_jax.loading import load
 from llama_jax.run.metrics import read_metrics
 
 

@@ -10,7 +10,8 @@ from helpers.paths import EXPERIMENTS
 from llama_jax import config
 from llama_jax import experiment as experiments
 from llama_jax.config import Experiment, UserError
-from llama_jax.experiment import differences, from_json, identity, load, override, to_json
+from llama_jax.experiment import differences, from_json, identity, to_json
+from llama_jax.loading import load, override
 from llama_jax.run.curves_figure import varied
 
 FILES = sorted(EXPERIMENTS.glob("*.py"))

@@ -18,8 +18,9 @@ from helpers.exports import (
 )
 from llama_jax.config import UserError
 from llama_jax.data.tokenizer import EMBEDDED
-from llama_jax.experiment import identity, override
+from llama_jax.experiment import identity
 from llama_jax.formats import convert, native, vocabulary
+from llama_jax.loading import override
 
 
 def test_an_export_says_what_it_is(cli, runs, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 
 from helpers.paths import EXPERIMENTS
 from llama_jax import cli as door
-from llama_jax.experiment import fields, load
+from llama_jax.experiment import fields
+from llama_jax.loading import load
 
 CASES = 18  # of each verb and kind; more of them were tried by hand
 QUICKSTART = str(EXPERIMENTS / "quickstart.py")

@@ -21,7 +21,6 @@ from helpers.exports import (
 from helpers.paths import ROOT, SHARED
 from llama_jax.config import ModelConfig
 from llama_jax.data.tokenizer import EMBEDDED, MUST_SURVIVE
-from llama_jax.experiment import load
 from llama_jax.formats import gguf, native
 from llama_jax.formats.convert import import_model
 from llama_jax.formats.parameters import (
@@ -31,6 +30,7 @@ from llama_jax.formats.parameters import (
     parameters,
     shapes,
 )
+from llama_jax.loading import load
 from llama_jax.run import checkpoint
 from llama_jax.run.workdir import steps
 

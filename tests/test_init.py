@@ -11,8 +11,8 @@ from etils import epath
 from helpers.exports import export
 from llama_jax.config import Experiment, UserError
 from llama_jax.data import tokenizer
-from llama_jax.experiment import override
 from llama_jax.formats.convert import import_model
+from llama_jax.loading import override
 from llama_jax.model import by_name
 from llama_jax.opened import initial_params
 from llama_jax.run import checkpoint

@@ -34,7 +34,16 @@ ROOMS = {
 }
 TOP = {"train": "train", "opened": "opened", "cli": "door", "__main__": "door"}
 CORE = {
-    *("config", "experiment", "hardware", "progress", "sharding", "collectives", "attention"),
+    *(
+        "config",
+        "experiment",
+        "loading",
+        "hardware",
+        "progress",
+        "sharding",
+        "collectives",
+        "attention",
+    ),
     *("loss", "model", "optimizer", "step", "flops", "layout", "process"),
 }
 FILES = {

@@ -13,8 +13,8 @@ import pytest
 from helpers.paths import EXPERIMENTS
 from helpers.plans import EXPERIMENT, SLICE, tiny
 from llama_jax.config import MeshConfig, UserError
-from llama_jax.experiment import load
 from llama_jax.hardware import GIB, parse_slice
+from llama_jax.loading import load
 from llama_jax.plan import analytic, slices, sources
 from llama_jax.plan import compile as compiler
 from llama_jax.plan.analytic import estimate_analytically

@@ -10,8 +10,8 @@ import sentencepiece
 from helpers.paths import ROOT, SHARED
 from llama_jax.data import documents, tokenizer
 from llama_jax.data.tokenizer import EMBEDDED, MUST_SURVIVE
-from llama_jax.experiment import load
 from llama_jax.formats import vocabulary
+from llama_jax.loading import load
 
 # Tokenizers
 

@@ -66,12 +66,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace):
     """Return the model that is to be exported, as Weights."""
-    from llama_jax.run.checkpoint import open_run
-
     if convert.format_of(Path(args.source)) in (None, "native"):
         if args.tokenizer:
             raise UserError("--tokenizer belongs to SOURCE; for a run, --set data.tokenizer=PATH")
-        return native.read_step(*open_run(args.source, args.overrides))
+        return native.read_step(*native.open_run(args.source, args.overrides))
     if args.overrides:
         raise UserError("--set belongs to WORKDIR; got a model of another framework")
     return convert.open_source(Path(args.source), args.tokenizer)

@@ -3,7 +3,7 @@
 import argparse
 
 from llama_jax.commands import options
-from llama_jax.experiment import load
+from llama_jax.loading import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

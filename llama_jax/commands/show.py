@@ -9,8 +9,9 @@ from rich.table import Table
 
 from llama_jax.commands import options
 from llama_jax.config import Experiment
-from llama_jax.experiment import IDENTITY, changes, load
+from llama_jax.experiment import IDENTITY, changes
 from llama_jax.flops import model_flops_per_token, num_params
+from llama_jax.loading import load
 
 PAPER = ("llama_7b", "llama_13b", "llama_33b", "llama_65b")  # of experiments/
 # What a result depends on, in a few words. Not data.store, which is a place.

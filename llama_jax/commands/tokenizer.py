@@ -6,7 +6,7 @@ from etils import epath
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
-from llama_jax.experiment import load
+from llama_jax.loading import load
 from llama_jax.run.workdir import write_whole
 
 

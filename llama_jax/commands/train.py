@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
-from llama_jax.experiment import load
+from llama_jax.loading import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """Our own checkpoints: a run's workdir as Weights, and one written matrix by matrix."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from llama_jax.formats.parameters import (
     to_matrix,
 )
 from llama_jax.formats.weights import Weights
+from llama_jax.loading import override
 from llama_jax.model import Llama
 from llama_jax.run import checkpoint
 from llama_jax.run.checkpoint import Origin, damaged
@@ -42,6 +44,7 @@ from llama_jax.run.fingerprint import PIECE, fingerprint_of
 from llama_jax.run.workdir import (
     checkpoints_dir,
     config_file,
+    locate,
     metrics_file,
     store_dir,
     tokenizer_file,
@@ -62,7 +65,23 @@ def is_it(path: Path) -> bool:
 
 def read(path: Path) -> Weights:
     """Open the newest checkpoint of a workdir. Raise UserError."""
-    return read_step(*checkpoint.open_run(str(path), ()))
+    return read_step(*open_run(str(path), ()))
+
+
+def open_run(text: str, overrides: Sequence[str]) -> tuple[epath.Path, int, Experiment]:
+    """Return workdir, step and the checkpoint's own experiment, of WORKDIR[@STEP].
+
+    overrides: "section.field=value" strings. Raises UserError, also for another tokenizer than it
+    was trained with.
+    """
+    workdir, step = locate(text)
+    meta = checkpoint.read_meta(workdir, step)
+    experiment = meta.experiment
+    for change in overrides:
+        experiment = override(experiment, change)
+    validate(experiment)
+    checkpoint.check_tokenizer(workdir, meta, experiment)
+    return workdir, step, experiment
 
 
 def read_step(workdir: epath.Path, step: int, experiment: Experiment) -> Weights:

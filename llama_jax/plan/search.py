@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_jax.config import Experiment, MeshConfig, UserError
-from llama_jax.experiment import UnnamedSlice, override, read
 from llama_jax.hardware import CHIPS, GIB, SHAPES_2D, SHAPES_3D, Slice, parse_slice
 from llama_jax.layout import with_execution
+from llama_jax.loading import UnnamedSlice, override, read
 from llama_jax.plan.analytic import estimate_analytically, host_holds
 from llama_jax.plan.compile import CompileResult, compile_step
 from llama_jax.plan.placements import MIN_SPARE, ROUGH, placements

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama_jax.config import Experiment, UserError
-from llama_jax.experiment import read
 from llama_jax.hardware import Slice, parse_slice
 from llama_jax.layout import on_devices, override_flags
+from llama_jax.loading import read
 from llama_jax.plan.analytic import estimate_analytically, host_holds
 from llama_jax.plan.compile import CompileResult, compile_step
 from llama_jax.plan.placements import MIN_SPARE, ROUGH, placements

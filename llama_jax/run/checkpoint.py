@@ -16,7 +16,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,13 +28,12 @@ from jax.experimental import multihost_utils
 from llama_jax.config import Experiment, ModelConfig, Upkeep, UserError
 from llama_jax.data import tokenizer
 from llama_jax.data.schedule import Entry, Schedule
-from llama_jax.experiment import OtherSchema, from_json, override, to_json, validate
+from llama_jax.experiment import OtherSchema, from_json, to_json
 from llama_jax.model import Llama, by_name, param_shapes
 from llama_jax.run.fingerprint import fingerprints
 from llama_jax.run.workdir import (
     checkpoints_dir,
     damaged_dir,
-    locate,
     steps,
     store_dir,
     tokenizer_file,
@@ -82,22 +81,6 @@ class Meta:
     @property
     def imported(self) -> bool:
         return not self.origin.data_digest
-
-
-def open_run(text: str, overrides: Sequence[str]) -> tuple[epath.Path, int, Experiment]:
-    """Return workdir, step and the checkpoint's own experiment, of WORKDIR[@STEP].
-
-    overrides: "section.field=value" strings. Raises UserError, also for another tokenizer than it
-    was trained with.
-    """
-    workdir, step = locate(text)
-    meta = read_meta(workdir, step)
-    experiment = meta.experiment
-    for change in overrides:
-        experiment = override(experiment, change)
-    validate(experiment)
-    check_tokenizer(workdir, meta, experiment)
-    return workdir, step, experiment
 
 
 @contextlib.contextmanager

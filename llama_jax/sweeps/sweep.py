@@ -25,8 +25,9 @@ from etils import epath
 
 from llama_jax.config import Experiment, UserError
 from llama_jax.data import store
-from llama_jax.experiment import called, check_types, execute, identity, override, validate
+from llama_jax.experiment import check_types, identity, validate
 from llama_jax.flops import model_flops_per_token, num_params
+from llama_jax.loading import called, execute, override
 from llama_jax.run.curves_figure import varied
 from llama_jax.run.lease import held, leases, living
 from llama_jax.run.metrics import read_metrics

@@ -16,10 +16,10 @@ from helpers.paths import ROOT
 from helpers.processes import child
 from llama_jax.config import Experiment, MeshConfig, ModelConfig, UserError
 from llama_jax.data.schedule import Schedule
-from llama_jax.experiment import load, override
 from llama_jax.formats import convert, native
 from llama_jax.formats.convert import import_model
 from llama_jax.formats.parameters import NAMES, shapes
+from llama_jax.loading import load, override
 from llama_jax.model import Llama
 from llama_jax.run import checkpoint
 from llama_jax.run.workdir import steps

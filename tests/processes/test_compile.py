@@ -13,7 +13,7 @@ import pytest
 
 from helpers.plans import EXPERIMENT, SLICE, TINY, needs_libtpu, tiny
 from llama_jax.config import UserError
-from llama_jax.experiment import load
+from llama_jax.loading import load
 from llama_jax.plan import compile as compiler
 from llama_jax.plan import figure
 from llama_jax.plan.analytic import estimate_analytically

@@ -14,8 +14,8 @@ from etils import epath
 
 from helpers.paths import ROOT
 from helpers.processes import environment
-from llama_jax.experiment import override
 from llama_jax.flops import num_params
+from llama_jax.loading import override
 from llama_jax.run.checkpoint import read_meta, steps
 from llama_jax.run.metrics import read_metrics
 from llama_jax.scaling.results import Columns, read
