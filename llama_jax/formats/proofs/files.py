@@ -123,10 +123,10 @@ def extra_files(directory: Path, expected: Iterable[str]) -> list[str]:
     return extra("file", directory.name, (path.name for path in directory.iterdir()), expected)
 
 
-def tokenizer_differences(directory: Path, source: Weights) -> list[str]:
-    """Return what is said of a tokenizer.model that is not the checkpoint's."""
-    same = (directory / "tokenizer.model").read_bytes() == source.tokenizer
-    return [] if same else ["tokenizer.model: is not the checkpoint's"]
+def check_tokenizer(directory: Path, source: Weights) -> None:
+    """Raise Unreadable if tokenizer.model is not the checkpoint's."""
+    if (directory / "tokenizer.model").read_bytes() != source.tokenizer:
+        raise Unreadable("tokenizer.model: is not the checkpoint's")
 
 
 def special_ids(source: Weights, *names: str) -> dict[str, int]:

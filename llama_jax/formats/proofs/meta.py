@@ -11,12 +11,12 @@ from llama_jax.formats.proofs.files import (
     Files,
     Tensor,
     Unreadable,
+    check_tokenizer,
     differences,
     extra,
     extra_files,
     names_of,
     sentencepiece_model,
-    tokenizer_differences,
 )
 from llama_jax.formats.weights import Weights
 
@@ -100,7 +100,8 @@ def open_files(directory: Path, source: Weights, dtype: str) -> Files:
         q_pairs=True,
         k_pairs=True,
     )
-    found = differences("params.json", params, expected) + tokenizer_differences(directory, source)
+    check_tokenizer(directory, source)
+    found = differences("params.json", params, expected)
     files = {path.name: set(shard) for path, shard in zip(paths, opened(0), strict=True)}
     found += extra_files(directory, {*files, "params.json", "tokenizer.model"})
     names = names_of(NAMES, cfg) | {NAMES["head"] + ".weight"}  # also of a tied one
