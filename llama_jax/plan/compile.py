@@ -102,11 +102,12 @@ def cached(experiment: Experiment, target: Slice) -> CompileResult | None:
     try:
         with lzma.open(_path(experiment, target)) as file:
             text = file.read(MAX_CACHED_BYTES + 1)
-        fields = json.loads(text) if len(text) <= MAX_CACHED_BYTES else None
+        fields: Any = json.loads(text) if len(text) <= MAX_CACHED_BYTES else None
     except (OSError, EOFError, lzma.LZMAError, ValueError, RecursionError, MemoryError):
         return None  # absent, or damaged: it is written again
-    kinds = [kind for kind in (CompiledStep, OutOfMemory) if _is_a(kind, fields)]
-    return kinds[0](**fields) if kinds else None
+    if not (_is_a(CompiledStep, fields) or _is_a(OutOfMemory, fields)):
+        return None
+    return _result(fields)
 
 
 def _is_a(kind: type[CompileResult], fields: Any) -> bool:

@@ -42,10 +42,12 @@ from llama_jax.sharding import abstract
 from llama_jax.step import TrainState, init_state
 
 log = logging.getLogger(__name__)
-# orbax logs an error in hundreds of lines before it raises it, and a stop that guards/stop.py says.
-logging.getLogger("absl").addFilter(
-    lambda record: not record.exc_info and "preemption sync point" not in str(record.msg)
-)
+# orbax logs an error in hundreds of lines before it raises it, asyncio those of the other writes;
+# and orbax a stop, which guards/stop.py says.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(
+        lambda record: not record.exc_info and "preemption sync point" not in str(record.msg)
+    )
 # Fields of the model that decide which arrays a checkpoint holds, and of which shapes.
 SHAPE_FIELDS = (
     *("num_layers", "embed_dim", "num_heads", "kv_heads", "mlp_dim"),
@@ -95,17 +97,17 @@ def open_manager(workdir: epath.Path, upkeep: Upkeep) -> Iterator[ocp.Checkpoint
     directory = checkpoints_dir(workdir).resolve()
     with os_errors(directory):
         manager = ocp.CheckpointManager(directory, options=options)
-    hook = sys.excepthook
-    sys.excepthook = lambda kind, e, trace: _is_of_a_failed_save(e) or hook(kind, e, trace)
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda found: _is_of_a_failed_save(found.exc_value) or hook(found)
     try:
         yield manager
     finally:
         with os_errors(directory):
             manager.close()
-        sys.excepthook = hook
+        sys.unraisablehook = hook
 
 
-def _is_of_a_failed_save(e: BaseException) -> bool:
+def _is_of_a_failed_save(e: BaseException | None) -> bool:
     """Say whether a thread of TensorStore reports to a save that was given up."""
     return isinstance(e, RuntimeError) and str(e) == "Event loop is closed"
 

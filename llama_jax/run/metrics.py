@@ -32,15 +32,16 @@ class Writer:
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.jsonl = path.open("a")
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto import event_pb2
 
+        self.proto: Any = event_pb2  # whose names are made when it is imported
         self.events_dir, self.flushed = tensorboard_dir(workdir), 0.0
         self.events_dir.mkdir(parents=True, exist_ok=True)
         # At once: SummaryWriter has a thread for it, and once a full disk has ended that one, it
         # waits for ever. From this step on TensorBoard drops what earlier files have.
         self.events = EventsWriter(str(self.events_dir / "events"))
-        start = SessionLog(status=SessionLog.START)
-        self.events.write_event(Event(step=start_step + 1, session_log=start))
+        start = self.proto.SessionLog(status=self.proto.SessionLog.START)
+        self.events.write_event(self.proto.Event(step=start_step + 1, session_log=start))
         self.wandb = None
         if wandb_project:
             import wandb  # pyright: ignore[reportMissingImports]
@@ -60,14 +61,13 @@ class Writer:
         with naming(self.path):
             self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
             self.jsonl.flush()
-        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
         now = time.time()
         with naming(self.events_dir):
             for name, value in values.items():
                 summary = scalar(name, value)
-                self.events.write_event(Event(wall_time=now, step=step, summary=summary))
+                self.events.write_event(self.proto.Event(wall_time=now, step=step, summary=summary))
             if now - self.flushed > FLUSH_SECONDS:
                 self.events.flush()
                 self.flushed = now

@@ -31,9 +31,10 @@ def test_a_child_imports_nothing_from_the_current_directory(module, tmp_path):
     command = subprocess.check_output(
         [sys.executable, "-P", "-c", code], env=env, text=True
     ).split()
-    options = dict(cwd=tmp_path, env=env, capture_output=True, text=True)
     command[-1] = str(os.getpid())
-    done = subprocess.run(command, input="no request", **options)
+    done = subprocess.run(
+        command, input="no request", cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert "JSONDecodeError" in done.stderr
     assert not mark.exists()
 
