@@ -161,6 +161,10 @@ def _execution_checks(experiment: Experiment) -> Iterator[Check]:
 
 
 def _data_checks(data: DataConfig) -> Iterator[Check]:
+    for name in ("corpus", "tokenizer"):
+        given = getattr(data, name)
+        reached = "://" not in given or given.startswith("gs://")
+        yield reached, f"data.{name}", shown(given), "a local path or gs://"
     rates = [rate for _, rate in data.mixture]
     names = [name for name, _ in data.mixture]
     yield bool(names), "data.mixture", data.mixture, "at least one (source, rate)"

@@ -61,7 +61,9 @@ def odd(tmp_path_factory) -> list[str]:
     (directory / "with fifo").mkdir()
     os.mkfifo(directory / "with fifo" / "config.json")
     missing = [directory / "missing", directory / ("n" * 300), directory / "[/red]\n"]
-    return sorted(map(str, [*directory.iterdir(), *missing, "/dev/null", "", ".", "a\udcff"]))
+    return sorted(
+        map(str, [*directory.iterdir(), *missing, "/dev/null", "", ".", "a\udcff", "http://x"])
+    )
 
 
 def usual(verb: str, directory: Path, run: Path) -> list[str]:

@@ -44,19 +44,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     experiment = load(args.experiment, args.overrides, args.slice)
     workdir = args.workdir or f"runs/{Path(args.experiment).stem}"
-    from etils import epath
-
     from llama_jax.data.prepare import ensure
     from llama_jax.guards.monitor import NonFiniteLoss
     from llama_jax.guards.stop import Stopped
     from llama_jax.run.lease import one_at_a_time
-    from llama_jax.run.workdir import steps
+    from llama_jax.run.workdir import place, steps
     from llama_jax.train import train as run_training
 
     load_init = None
     if experiment.init:
         from llama_jax.opened import initial_params as load_init
-    directory, claim = epath.Path(workdir), one_at_a_time
+    directory, claim = place(workdir), one_at_a_time
     if args.multihost and _join(args.multihost) > 0:  # the first process claims it for all
         claim = contextlib.nullcontext
     try:

@@ -21,6 +21,13 @@ from etils import epath
 from llama_jax.config import UserError
 
 
+def place(text: str) -> epath.Path:
+    """Return the path of a workdir. Raise UserError for an address that nothing here can reach."""
+    if "://" in text and not text.startswith("gs://"):
+        raise UserError(f"workdir: got {text!r}, expected a local path or gs://")
+    return epath.Path(text)
+
+
 def config_file(workdir: epath.Path) -> epath.Path:
     return workdir / "config.json"
 
@@ -90,7 +97,7 @@ def locate(text: str) -> tuple[epath.Path, int]:
     name, at, wanted = text.rpartition("@")
     if not at or not wanted.isdecimal():  # a path may have an @ of its own
         name, wanted = text, ""
-    workdir = epath.Path(name)
+    workdir = place(name)
     found = steps(workdir)
     if not found:
         raise UserError(f"workdir: no checkpoint in {checkpoints_dir(workdir)}")
