@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 from etils import epath
-from sentencepiece import SentencePieceProcessor
 
 from llama_jax.attention import PLATFORMS
 from llama_jax.config import Experiment, ModelConfig, UserError
 from llama_jax.data import store
-from llama_jax.data import tokenizer as sentencepieces
+from llama_jax.data import tokenizer as vocabularies
 from llama_jax.data.prepare import ensure
+from llama_jax.data.tokenizer import Vocabulary
 from llama_jax.evaluation.perplexity import validation_losses
 from llama_jax.experiment import validate
 from llama_jax.formats import convert, native
@@ -38,12 +38,12 @@ class Model:
 
     experiment: Experiment
     params: Llama
-    vocabulary: SentencePieceProcessor
+    vocabulary: Vocabulary
     mesh: jax.sharding.Mesh
 
     def encode(self, text: str) -> list[int]:
-        """Return <s> and the tokens of a text."""
-        return [self.vocabulary.bos_id(), *self.vocabulary.encode(text)]
+        """Return the tokens of a text, after <s> where the tokenizer has it so."""
+        return self.vocabulary.prompt(text)
 
     def logits(self, tokens: Sequence[Sequence[int]]) -> np.ndarray:
         """Return fp32 [B, T, V] of B rows of T tokens, each row one document."""
@@ -97,8 +97,8 @@ def open_model(
     """Load WORKDIR[@STEP], or what `llama-jax import` takes, such as a .gguf.
 
     overrides: "section.field=value" strings for its experiment; by default it lies on as many
-    devices as divide it. tokenizer: a SentencePiece model, for another framework's files without
-    one. Raises UserError.
+    devices as divide it. tokenizer: a tokenizer.model or tokenizer.json, for another framework's
+    files without one. Raises UserError.
     """
     if convert.format_of(Path(source)) in (None, "native"):
         if tokenizer:
@@ -110,8 +110,8 @@ def open_model(
 def open_trained(text: str, overrides: Sequence[str]) -> Model:
     """Load the checkpoint WORKDIR[@STEP], see open_model."""
     workdir, step, experiment = native.open_run(text, overrides)
-    vocabulary = sentencepieces.load(experiment.data.tokenizer)
-    check_size(vocabulary.vocab_size(), experiment.model.vocab_size, experiment.data.tokenizer)
+    vocabulary = vocabularies.load(experiment.data.tokenizer)
+    check_size(vocabulary.vocab_size, experiment.model.vocab_size, experiment.data.tokenizer)
     experiment, mesh = _laid_out(experiment, overrides)
     with jax.set_mesh(mesh):
         params = restore_model(workdir, step, experiment)
@@ -123,7 +123,7 @@ def open_foreign(path: Path, overrides: Sequence[str], tokenizer: Path | None) -
     weights = convert.open_source(path, tokenizer)
     if weights.tokenizer is None:
         raise UserError(f"{path}: comes without a tokenizer; give --tokenizer")
-    vocabulary = sentencepieces.from_bytes(weights.tokenizer, f"{tokenizer or path}: the tokenizer")
+    vocabulary = vocabularies.from_bytes(weights.tokenizer, f"{tokenizer or path}: the tokenizer")
     experiment = native.experiment_of(weights, path)
     for change in overrides:
         experiment = override(experiment, change)
@@ -150,12 +150,12 @@ def initial_params(experiment: Experiment) -> Llama:
             f"import` takes; {e}"
         ) from e
     given = experiment.data.tokenizer
-    if model is not None and not sentencepieces.same(
-        sentencepieces.from_bytes(model, f"init: {experiment.init}: its tokenizer"),
-        sentencepieces.load(given),
+    if model is not None and not vocabularies.same(
+        vocabularies.from_bytes(model, f"init: {experiment.init}: its tokenizer"),
+        vocabularies.load(given),
     ):
         raise UserError(
-            f"data.tokenizer: {sentencepieces.find(given)} is not the tokenizer of "
+            f"data.tokenizer: {vocabularies.find(given)} is not the tokenizer of "
             f"init={experiment.init}; expected that one, and a data.store made with it"
         )
     for field in ("norm_eps", "rope_theta"):
@@ -176,7 +176,7 @@ def _open_initial(
         workdir, step, own = native.open_run(source, ())
         path = own.data.tokenizer
         there = path == "embedded" or epath.Path(path).exists()
-        model = sentencepieces.find(path).read_bytes() if there else None
+        model = vocabularies.read(path) if there else None
         return own.model, model, functools.partial(restore_model, workdir, step)
     weights = convert.open_source(Path(source))
 

@@ -180,9 +180,8 @@ def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: b
                 f"workdir: {workdir} was begun with another experiment: {'; '.join(changes)}; "
                 "use another --workdir, or --accept-changes to go on with the new values"
             )
-    model = tokenizer.find(experiment.data.tokenizer).read_bytes()
     own = tokenizer_file(workdir)
-    if own.exists() and own.read_bytes() != model:
+    if own and own.read_bytes() != tokenizer.read(experiment.data.tokenizer):
         raise UserError(
             f"data.tokenizer: {experiment.data.tokenizer} is not the tokenizer that {workdir} was "
             f"begun with, which is {own}; bring that one back or use another --workdir"
@@ -192,7 +191,7 @@ def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: b
 def keep_with_run(experiment: Experiment, workdir: epath.Path) -> None:
     """Write what the workdir holds besides results: config.json and the tokenizer."""
     if jax.process_index() == 0:
-        if not tokenizer_file(workdir).exists():
-            model = tokenizer.find(experiment.data.tokenizer).read_bytes()
-            write_whole(tokenizer_file(workdir), model)
+        if not tokenizer_file(workdir):
+            content = tokenizer.read(experiment.data.tokenizer)
+            write_whole(workdir / tokenizer.file_name(content), content)
         write_whole(config_file(workdir), to_json(experiment))

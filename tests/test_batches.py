@@ -171,7 +171,7 @@ def test_rows_equal_a_plain_and_obvious_implementation(across):
     rng = np.random.default_rng(0)
     for _ in range(200):
         window = rng.choice([BOS, EOS, 5, 6, 7], size=18).astype(np.int32)
-        row = batches.make_row(window, BOS, attend_across_documents=across)
+        row = batches.make_row(window, BOS, EOS, attend_across_documents=across)
         assert {k: v.tolist() for k, v in row.items()} == plain_row(window.tolist(), across)
 
 

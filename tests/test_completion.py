@@ -31,7 +31,7 @@ def states(one_device, vocabulary):
         num_layers=1,
         embed_dim=32,
         num_heads=2,
-        vocab_size=vocabulary.vocab_size() + 32,  # as some models have
+        vocab_size=vocabulary.vocab_size + 32,  # as some models have
         compute_dtype="float32",
         init_std=0.3,
     )

@@ -280,7 +280,11 @@ def test_a_tokenizer_of_another_model_is_refused(good, tmp_path):
     shutil.copy(SHARED / "weights/tok512.model", copy / "tokenizer.model")
     refused(copy, tmp_path, "hf: the tokenizer has only 512 pieces for the model's 2080 rows")
     (copy / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")  # as tiktoken's are
-    refused(copy, tmp_path, "hf: the tokenizer is not a SentencePiece model")
+    import_model(copy, tmp_path / "run", None)
+    assert (tmp_path / "run/tokenizer.model").exists()  # what tokenizer.json says
+    shutil.rmtree(tmp_path / "run")
+    (copy / "tokenizer.json").unlink()
+    refused(copy, tmp_path, "hf: the tokenizer is not a SentencePiece model: .*a tokenizer.json$")
     refused(copy, tmp_path, "no file .*nowhere.model", tmp_path / "nowhere.model")
 
 

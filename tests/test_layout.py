@@ -17,7 +17,7 @@ ROOMS = {
     "core": set(),
     "data": {"core"},
     "run": {"core", "data"},
-    "generation": {"core"},
+    "generation": {"core", "data"},
     "evaluation": {"core", "data", "generation", "run"},
     "guards": {"core", "data", "evaluation", "run"},
     "train": {"core", "data", "evaluation", "guards", "run"},

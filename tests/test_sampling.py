@@ -85,11 +85,13 @@ def test_draws_depend_on_the_seed_and_the_row_alone():
 
 
 def test_a_row_ends_alone(greedy):
-    """At </s>, which is kept, or where the caller says; the others go on."""
-    eos_id = greedy[1][3]
-    cut = [row[: row.index(eos_id) + 1] if eos_id in row else row for row in greedy]
-    assert draw(eos_id=eos_id) == cut
-    assert draw(MESH, eos_id=eos_id) == cut
+    """At an end of a text, which is kept, or where the caller says; the others go on."""
+    eos_ids = (greedy[1][3], greedy[0][5])
+    ends = [next((i for i, token in enumerate(row) if token in eos_ids), None) for row in greedy]
+    cut = [row if end is None else row[: end + 1] for row, end in zip(greedy, ends, strict=True)]
+    assert cut[0] != greedy[0] and cut[1] != greedy[1]
+    assert draw(eos_ids=eos_ids) == cut
+    assert draw(MESH, eos_ids=eos_ids) == cut
     first_chunk_only = draw(ended=lambda row, tokens: row != 1)
     assert [len(row) for row in first_chunk_only] == [CHUNK, MAX_TOKENS, CHUNK]
     assert first_chunk_only[1] == greedy[1]

@@ -192,11 +192,11 @@ def test_store_is_reproducible_and_resumes_after_losing_shards(tiny_data, tmp_pa
 
 def test_store_holds_every_token_of_every_document(tiny_data):
     """Against sentencepiece alone: nothing is cut, added or lost."""
-    processor = tokenizer.load(tiny_data.tokenizer)
+    vocabulary = tokenizer.load(tiny_data.tokenizer)
     for source, _ in tiny_data.mixture:
         for split in store.SPLITS:
             expected = collections.Counter(
-                (BOS, *processor.encode(text), EOS)
+                (BOS, *vocabulary.encode(text), EOS)
                 for path in documents.files(tiny_data, source, split)
                 for text in documents.read(path)
             )
@@ -205,7 +205,7 @@ def test_store_holds_every_token_of_every_document(tiny_data):
             assert collections.Counter(tuple(document.tolist()) for document in found) == expected
             index = store.read_split(tiny_data, source, split)
             assert index.num_tokens == sum(len(d) * n for d, n in expected.items())
-            assert index.vocab_size == processor.vocab_size() == 512
+            assert index.vocab_size == vocabulary.vocab_size == 512
             assert sum(shard.num_documents for shard in index.shards) == expected.total()
 
 

@@ -16,7 +16,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="WORKDIR", help="the run to write"
     )
     parser.add_argument(
-        "--tokenizer", type=Path, help="a SentencePiece model, where none comes with it"
+        "--tokenizer",
+        type=Path,
+        help="a tokenizer.model or tokenizer.json, in place of the one that comes with it",
     )
 
 

@@ -41,7 +41,7 @@ class Windows:
                 f"data.seq_len: got {data.seq_len}, but source {source} holds {len(self.tokens)} "
                 f"{split} tokens; expected fewer than that, or more text for the source"
             )
-        self.data, self.source, self.bos_id = data, source, self.tokens.index.bos_id
+        self.data, self.source, self.index = data, source, self.tokens.index
 
     def __len__(self) -> int:
         return self.num_windows
@@ -50,10 +50,11 @@ class Windows:
         """Read a row. Raises UserError naming source and file if the store is damaged there."""
         start = window * self.data.seq_len
         tokens = self.tokens.read(start, start + self.data.seq_len + 1)
-        return make_row(tokens.astype(np.int32), self.bos_id, self.data.attend_across_documents)
+        across = self.data.attend_across_documents
+        return make_row(tokens.astype(np.int32), self.index.bos_id, self.index.eos_id, across)
 
 
-def make_row(tokens: np.ndarray, bos_id: int, attend_across_documents: bool) -> Row:
+def make_row(tokens: np.ndarray, bos_id: int, eos_id: int, attend_across_documents: bool) -> Row:
     """Make BATCH_KEYS -> int32 [T] from T + 1 consecutive tokens.
 
     segments count the documents of the row from 1 and positions restart in each, unless the whole
@@ -61,12 +62,14 @@ def make_row(tokens: np.ndarray, bos_id: int, attend_across_documents: bool) -> 
     """
     inputs, targets = tokens[:-1], tokens[1:]
     index = np.arange(len(inputs), dtype=np.int32)
-    starts = index == 0
+    starts, begins = index == 0, targets == bos_id
+    if bos_id == eos_id:
+        begins &= inputs == eos_id  # of two that follow each other, the first is an end
     if not attend_across_documents:
-        starts |= inputs == bos_id
+        starts[1:] |= begins[:-1]
     return {
         "tokens": inputs,
-        "targets": np.where(targets == bos_id, np.int32(IGNORE), targets),
+        "targets": np.where(begins, np.int32(IGNORE), targets),
         "segments": np.cumsum(starts, dtype=np.int32),
         "positions": index - np.maximum.accumulate(np.where(starts, index, 0)),
     }

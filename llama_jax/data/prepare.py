@@ -63,9 +63,9 @@ def prepare(data: DataConfig, num_workers: int) -> None:
     of one shard file must fit in memory. Raises UserError for a file that cannot be read, and for
     a store that was made from another corpus or tokenizer.
     """
-    processor = tokenizer.load(data.tokenizer)
+    vocabulary = tokenizer.load(data.tokenizer)
     _check_tokenizer(data.tokenizer)
-    tokenizer_sha256 = _sha256(tokenizer.find(data.tokenizer))
+    tokenizer_sha256 = tokenizer.sha256(data.tokenizer)
     jobs = {
         (source, split): [
             _Job(data, source, split, number, file, tokenizer_sha256)
@@ -81,9 +81,9 @@ def prepare(data: DataConfig, num_workers: int) -> None:
     shards = _run([job for group in jobs.values() for job in group], num_workers)
     for (source, split), group in jobs.items():
         index = store.Split(
-            vocab_size=processor.vocab_size(),
-            bos_id=processor.bos_id(),
-            eos_id=processor.eos_id(),
+            vocab_size=vocabulary.vocab_size,
+            bos_id=vocabulary.bos_id,
+            eos_id=vocabulary.eos_ids[0],
             shards=tuple(shards[job.path] for job in group),
         )
         if not index.num_tokens:
@@ -99,7 +99,7 @@ def _check_tokenizer(path: str) -> None:
 
     One that loses text may be wanted all the same, as the models in use that merge spaces are.
     """
-    tokenizer.check_kind(tokenizer.find(path).read_bytes(), f"data.tokenizer: {path}")
+    tokenizer.check_kind(tokenizer.read(path), f"data.tokenizer: {path}")
     if losses := tokenizer.losses(tokenizer.load(path)):
         print(
             f"warning: data.tokenizer: {path} loses text, and so will the model: "
@@ -175,7 +175,7 @@ def _tokenize(job: _Job) -> tuple[np.ndarray, int, int]:
     that of the blank ones."""
     from llama_jax.data import tasks  # not needed, and slow to import, if all is there already
 
-    dtype = np.uint16 if tokenizer.load(job.data.tokenizer).vocab_size() <= 2**16 else np.uint32
+    dtype = np.uint16 if tokenizer.load(job.data.tokenizer).vocab_size <= 2**16 else np.uint32
     found, num_blank = tasks.tokenize(job.data, job.source, job.file, dtype)
     # Ordered by hash: unlike a generator's, this order is the same with every version of numpy.
     keys = [hashlib.sha256(f"{job.path}/{i}".encode()).digest() for i in range(len(found))]

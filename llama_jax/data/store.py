@@ -113,8 +113,8 @@ def _read_fields(kind: type, found: typing.Any, store: str, path: str) -> typing
 
 def check_tokenizer(data: DataConfig, vocab_size: int) -> None:
     """Raise UserError unless the store was made with data.tokenizer, for vocab_size tokens."""
-    wanted, processor = tokenizer.sha256(data.tokenizer), tokenizer.load(data.tokenizer)
-    own = (processor.vocab_size(), processor.bos_id(), processor.eos_id())
+    wanted, vocabulary = tokenizer.sha256(data.tokenizer), tokenizer.load(data.tokenizer)
+    own = (vocabulary.vocab_size, vocabulary.bos_id, vocabulary.eos_ids[0])
     for source, splits in read_index(data).items():
         made_with = {shard.tokenizer_sha256 for split in splits.values() for shard in split.shards}
         if made_with != {wanted}:

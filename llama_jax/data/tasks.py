@@ -45,14 +45,12 @@ def task(data: DataConfig, source: str) -> "seqio.Task":
 def _register_task(data: DataConfig, source: str) -> str:
     import seqio
 
-    model = tokenizer.find(data.tokenizer)
+    model = tokenizer.read(data.tokenizer)
     files = {s: [str(f) for f in documents.files(data, source, s)] for s in store.SPLITS}
-    model_hash = hashlib.sha256(model.read_bytes()).hexdigest()
-    name = f"{source}_{_short_hash([files, str(model), model_hash])}"
+    model_hash = hashlib.sha256(model).hexdigest()
+    name = f"{source}_{_short_hash([files, data.tokenizer, model_hash])}"
     if name in seqio.TaskRegistry.names():
         return name
-    # Not use_fast_tokenizer: TF Text's fast one knows unigram models only, and is silently wrong.
-    vocabulary = seqio.SentencePieceVocabulary(str(model))
     seqio.TaskRegistry.add(
         name,
         source=seqio.FileDataSource(
@@ -66,9 +64,36 @@ def _register_task(data: DataConfig, source: str) -> str:
             seqio.preprocessors.append_eos,
             seqio.CacheDatasetPlaceholder(),
         ],
-        output_features={"targets": seqio.Feature(vocabulary)},
+        output_features={"targets": seqio.Feature(_vocabulary(data, model))},
     )
     return name
+
+
+def _vocabulary(data: DataConfig, model: bytes) -> "seqio.Vocabulary":
+    """Return data.tokenizer, whose content is `model`, as seqio takes it."""
+    import seqio
+    import tensorflow as tf
+
+    if tokenizer.file_name(model) == tokenizer.MODEL:
+        # Not use_fast_tokenizer: TF Text's fast one knows unigram models only, and is silently
+        # wrong.
+        return seqio.SentencePieceVocabulary(str(tokenizer.find(data.tokenizer)))
+    loaded = tokenizer.from_bytes(model, f"data.tokenizer: {data.tokenizer}")
+
+    def encode(text: bytes) -> np.ndarray:
+        return np.array(loaded.encode(text.decode()), np.int32)
+
+    class Vocabulary(seqio.PassThroughVocabulary):
+        """A tokenizer.json, which TensorFlow cannot read."""
+
+        @property
+        def bos_id(self):
+            return loaded.bos_id
+
+        def _encode_tf(self, s):
+            return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
+
+    return Vocabulary(loaded.vocab_size, loaded.eos_ids[0])
 
 
 def _short_hash(value: typing.Any) -> str:

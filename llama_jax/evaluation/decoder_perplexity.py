@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from sentencepiece import SentencePieceProcessor
 
 from llama_jax.config import LLAMA_MIXTURE, DataConfig
 from llama_jax.data import documents
+from llama_jax.data.tokenizer import Vocabulary
 from llama_jax.generation.cache import new_cache
 from llama_jax.generation.decoder import Decoder, specs_of
 from llama_jax.sharding import activation_spec
@@ -15,7 +15,7 @@ from llama_jax.sharding import activation_spec
 ROW_TOKENS = 256
 
 
-def held_out_rows(vocabulary: SentencePieceProcessor) -> np.ndarray:
+def held_out_rows(vocabulary: Vocabulary) -> np.ndarray:
     """Return int32 [sources, ROW_TOKENS]: the beginning of each embedded source's held-out text."""
     data = DataConfig(store="", batch_size=1)
     rows = []
@@ -24,7 +24,7 @@ def held_out_rows(vocabulary: SentencePieceProcessor) -> np.ndarray:
         texts = (text for path in paths for text in documents.read(path))
         tokens: list[int] = []
         while len(tokens) < ROW_TOKENS:
-            tokens += [vocabulary.bos_id(), *vocabulary.encode(next(texts))]
+            tokens += [vocabulary.bos_id, *vocabulary.encode(next(texts))]
         rows.append(tokens[:ROW_TOKENS])
     return np.array(rows, np.int32)
 

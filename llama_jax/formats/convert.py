@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.config import Experiment, UserError
-from llama_jax.data import tokenizer as sentencepieces
+from llama_jax.data import tokenizer as vocabularies
 from llama_jax.formats import gguf, hf, litgpt, llama2c, meta, native, vocabulary
 from llama_jax.formats.format import Format
 from llama_jax.formats.parameters import check_known, num_values
@@ -63,7 +63,7 @@ def format_of(path: Path) -> str | None:
 def open_source(path: str | Path, tokenizer: str | Path | None = None) -> Weights:
     """Open the model at `path`, by what is there. Raise UserError for what is none.
 
-    tokenizer: a SentencePiece model to take in place of the one that comes with it.
+    tokenizer: a tokenizer.model or tokenizer.json to take in place of the one that comes with it.
     """
     path = Path(path)
     name = format_of(path)
@@ -81,8 +81,7 @@ def open_source(path: str | Path, tokenizer: str | Path | None = None) -> Weight
     weights = read(path)
 
     def read_tokenizer() -> bytes | None:
-        found = sentencepieces.find(str(tokenizer)) if tokenizer else None
-        model = found.read_bytes() if found else weights.tokenizer
+        model = vocabularies.read(str(tokenizer)) if tokenizer else weights.tokenizer
         if model is not None:
             _check_tokenizer(model, weights.cfg.vocab_size, f"{tokenizer or path}: the tokenizer")
         return model
@@ -92,7 +91,7 @@ def open_source(path: str | Path, tokenizer: str | Path | None = None) -> Weight
 
 def _check_tokenizer(model: bytes, vocab_size: int, where: str) -> None:
     """Raise UserError unless it can be the one that the model was trained with."""
-    pieces = sentencepieces.from_bytes(model, where).vocab_size()
+    pieces = vocabularies.from_bytes(model, where).vocab_size
     vocabulary.check_size(pieces, vocab_size, where)
     if vocab_size >= pieces + PADDING:
         raise UserError(
@@ -104,8 +103,8 @@ def _check_tokenizer(model: bytes, vocab_size: int, where: str) -> None:
 def import_model(path: Path, out: Path, tokenizer: Path | None) -> Experiment:
     """Write the workdir `out` with checkpoint 0, and return its experiment. Raise UserError.
 
-    tokenizer: a SentencePiece model; by default the one that comes with the model. Without either
-    there is none at the experiment's data.tokenizer.
+    tokenizer: a tokenizer.model or tokenizer.json; by default the one that comes with the model.
+    Without either there is none at the experiment's data.tokenizer.
     """
     source = open_source(path, tokenizer)
     experiment = native.experiment_of(source, out)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.config import ModelConfig, UserError
-from llama_jax.formats import vocabulary
+from llama_jax.formats import bpe, vocabulary
 from llama_jax.formats.format import Format
 from llama_jax.formats.parameters import (
     DTYPES,
@@ -137,7 +137,12 @@ def rounded(matrix: np.ndarray, dtype: str, parameter: Parameter, cfg: ModelConf
 
 def _write_vocabulary(writer, weights: Weights) -> None:
     """Write a token for every row of the model: an unused one where the tokenizer has none."""
-    parsed = weights.vocabulary
+    parsed = weights.sentencepiece
+    if parsed is None:
+        assert weights.tokenizer
+        before = weights.vocabulary.before
+        bpe.to_gguf(writer, weights.tokenizer, weights.cfg.vocab_size, before)
+        return
     padding = [f"[PAD{i}]" for i in range(len(parsed.pieces), weights.cfg.vocab_size)]
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
@@ -318,10 +323,13 @@ def _shortest(x: float) -> float:
 
 
 def _read_vocabulary(file: Path, field) -> bytes:
-    if field("tokenizer.ggml.model") != "llama":
+    kind = field("tokenizer.ggml.model")
+    if kind == "gpt2":
+        return bpe.from_gguf(field, str(file))
+    if kind != "llama":
         raise UserError(
-            f"{file}: tokenizer.ggml.model is {field('tokenizer.ggml.model')!r}, and llama_jax "
-            "knows SentencePiece's, 'llama', only"
+            f"{file}: tokenizer.ggml.model is {kind!r}, and llama_jax knows SentencePiece's, "
+            "'llama', and byte-level BPE, 'gpt2', only"
         )
     if field("tokenizer.ggml.add_space_prefix", True) is not True:
         raise UserError(

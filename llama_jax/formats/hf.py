@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from llama_jax.config import ModelConfig, UserError
-from llama_jax.data import tokenizer as sentencepieces
-from llama_jax.formats import safetensors, vocabulary
+from llama_jax.data import tokenizer
+from llama_jax.formats import bpe, safetensors, vocabulary
 from llama_jax.formats.format import Format
 from llama_jax.formats.parameters import (
     DTYPES,
@@ -97,9 +97,10 @@ def write_config(weights: Weights, out: Path, dtype: str) -> None:
     """Write config.json and generation_config.json."""
     cfg = weights.cfg
     torch_dtype = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}[dtype]
+    eos_ids = weights.vocabulary.eos_ids
     special = {
-        "bos_token_id": weights.vocabulary.trainer_spec.bos_id,
-        "eos_token_id": weights.vocabulary.trainer_spec.eos_id,
+        "bos_token_id": weights.vocabulary.bos_id,
+        "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else list(eos_ids),
     }
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -129,20 +130,28 @@ def write_config(weights: Weights, out: Path, dtype: str) -> None:
 
 
 def write_tokenizer(weights: Weights, out: Path) -> None:
-    """Write tokenizer.model, tokenizer.json and tokenizer_config.json.
+    """Write tokenizer.json and tokenizer_config.json, and tokenizer.model if it is of that kind.
 
     The class is PreTrainedTokenizerFast because transformers 5's LlamaTokenizer puts a normalizer
     of its own in the parameter of tokenizer.json's, which gives other ids for leading spaces.
     """
-    trainer, pieces = weights.vocabulary.trainer_spec, weights.vocabulary.pieces
+    parsed = weights.sentencepiece
     assert weights.tokenizer
-    (out / "tokenizer.model").write_bytes(weights.tokenizer)
-    write_json(out / "tokenizer.json", vocabulary.hugging_face(weights.vocabulary))
+    if parsed is None:
+        written, roles = bpe.without_roles(weights.tokenizer)
+        special = {f"{role}_token": tokens[0]["content"] for role, tokens in roles.items()}
+    else:
+        (out / "tokenizer.model").write_bytes(weights.tokenizer)
+        written, trainer = vocabulary.hugging_face(parsed), parsed.trainer_spec
+        special = {
+            "bos_token": parsed.pieces[trainer.bos_id].piece,
+            "eos_token": parsed.pieces[trainer.eos_id].piece,
+            "unk_token": parsed.pieces[trainer.unk_id].piece,
+        }
+    write_json(out / "tokenizer.json", written)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": pieces[trainer.bos_id].piece,
-        "eos_token": pieces[trainer.eos_id].piece,
-        "unk_token": pieces[trainer.unk_id].piece,
+        **special,
         "model_max_length": weights.seq_len,
         "clean_up_tokenization_spaces": False,
     }
@@ -190,28 +199,29 @@ def read(directory: Path) -> Weights:
 
 
 def _read_tokenizer(directory: Path, config: dict) -> bytes | None:
-    """Return tokenizer.model, or what tokenizer.json says in its stead."""
-    file = directory / "tokenizer.json"
-    model = read_if_there(directory / "tokenizer.model")
-    if model is not None:
-        _check_beside(directory, config, model)
-    if model is not None or not file.exists():
-        return model
+    """Return tokenizer.model; or, where there is none, tokenizer.json, as a SentencePiece model if
+    one gives the same tokens."""
+    file = directory / tokenizer.JSON
+    content = read_if_there(directory / tokenizer.MODEL)
+    # So begins a SentencePiece model; tiktoken's, which has the same name, does not.
+    if content is not None and (content.startswith(b"\n") or not file.exists()):
+        _check_beside(directory, config, content)
+        return content
+    if not file.exists():
+        return None
+    content = tokenizer.read(str(file))
     try:
-        return vocabulary.from_hugging_face(
-            read_json(file), config["bos_token_id"], config["eos_token_id"]
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(
-            f"{file}: cannot be made a SentencePiece model: {e}; expected LLaMA's kind, or give "
-            "the model's tokenizer.model with --tokenizer"
-        ) from e
+        parsed, roles = bpe.without_roles(content)
+        (bos,), (eos,) = roles["bos"], roles["eos"]
+        return vocabulary.from_hugging_face(parsed, bos["id"], eos["id"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return content
 
 
 def _check_beside(directory: Path, config: dict, model: bytes) -> None:
     """Raise UserError if other files have tokens that tokenizer.model has not, or another end of
     text: what is trained or sampled would be another model."""
-    processor = sentencepieces.from_bytes(model, f"{directory}: the tokenizer")
+    processor = tokenizer.sentencepiece_of(model, f"{directory}: the tokenizer")
     instead = "expected the same, or with --tokenizer the one to take"
     special = {"bos_token_id": (1, processor.bos_id()), "eos_token_id": (2, processor.eos_id())}
     generation = directory / "generation_config.json"

@@ -19,7 +19,7 @@ from llama_jax.config import (
     Upkeep,
     UserError,
 )
-from llama_jax.data import tokenizer as sentencepieces
+from llama_jax.data import tokenizer as vocabularies
 from llama_jax.data.schedule import Schedule
 from llama_jax.experiment import identity, to_json, validate
 from llama_jax.formats import vocabulary
@@ -160,24 +160,27 @@ def open_array(workdir: epath.Path, step: int, name: str) -> ts.TensorStore:
 
 
 def _read_tokenizer(experiment: Experiment) -> bytes:
-    """Return the run's SentencePiece model. Raise UserError if there is none or it is too large."""
+    """Return the run's tokenizer. Raise UserError if there is none or it is too large."""
     path = experiment.data.tokenizer
-    model = sentencepieces.find(path).read_bytes()
-    pieces = len(vocabulary.parse(model).pieces)
-    vocabulary.check_size(pieces, experiment.model.vocab_size, f"data.tokenizer: {path}")
-    return model
+    content, where = vocabularies.read(path), f"data.tokenizer: {path}"
+    if vocabularies.file_name(content) == vocabularies.MODEL:
+        vocabulary.parse(content)
+    pieces = vocabularies.from_bytes(content, where).vocab_size
+    vocabulary.check_size(pieces, experiment.model.vocab_size, where)
+    return content
 
 
 def experiment_of(weights: Weights, workdir: Path) -> Experiment:
     """Return what write needs to make `workdir` of a model. What training would need besides is not
     in a model; --set, or an experiment of one's own, says it."""
+    directory = epath.Path(workdir.absolute())
     experiment = Experiment(
         model=dataclasses.replace(
             weights.cfg, compute_dtype="bfloat16" if weights.dtype == "bf16" else "float32"
         ),
         data=DataConfig(
-            tokenizer=str(tokenizer_file(epath.Path(workdir.absolute()))),
-            store=str(store_dir(epath.Path(workdir.absolute()))),
+            tokenizer=str(directory / vocabularies.file_name(weights.tokenizer or b"")),
+            store=str(store_dir(directory)),
             seq_len=weights.seq_len,
             batch_size=1,
         ),
@@ -195,7 +198,7 @@ def write(weights: Weights, out: Path, dtype: str, experiment: Experiment) -> No
     assert dtype == "f32"  # as all parameters are
     workdir, cfg = epath.Path(out), weights.cfg
     if weights.tokenizer is not None:
-        write_whole(tokenizer_file(workdir), weights.tokenizer)
+        write_whole(workdir / vocabularies.file_name(weights.tokenizer), weights.tokenizer)
     with checkpoint.os_errors(workdir):
         arrays = create(workdir, experiment)
     fingerprints = dict.fromkeys(arrays, 0)
@@ -275,7 +278,7 @@ def finish(workdir: epath.Path, experiment: Experiment, fingerprints: dict[str, 
     fingerprints: of each parameter, by our name.
     """
     unfinished, own = workdir / "unfinished", tokenizer_file(workdir)
-    origin = Origin(tokenizer_sha256=sentencepieces.sha256(str(own)) if own.exists() else "")
+    origin = Origin(tokenizer_sha256=vocabularies.sha256(str(own)) if own else "")
     meta = ocp.args.JsonSave(checkpoint.meta_json(0, experiment, Schedule(), origin, fingerprints))
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         checkpointer.save(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.config import ModelConfig, UserError
+from llama_jax.data.tokenizer import JSON, Vocabulary, file_name, from_bytes
 from llama_jax.formats import vocabulary
 from llama_jax.formats.parameters import Parameter
 
@@ -30,7 +31,7 @@ class Weights:
     dtype: str  # of DTYPES: the precision that the values have
     matrix: Callable[[Parameter], np.ndarray]  # fp32 [out, in] or [D], in our rotary layout
     where: Callable[[Parameter], str]  # its file and the file's name of it, for errors
-    read_tokenizer: Callable[[], bytes | None]  # a SentencePiece model, if one comes with it
+    read_tokenizer: Callable[[], bytes | None]  # see data.tokenizer.read; None: none comes
     provenance: dict[str, Any]  # what the manifest of a conversion says of these files
     # Raises UserError if what was read, all of it by now, is not what was saved.
     verify: Callable[[], None] = lambda: None
@@ -50,11 +51,19 @@ class Weights:
         return self.read_tokenizer()
 
     @functools.cached_property
-    def vocabulary(self) -> Any:
-        """Return the tokenizer as vocabulary.parse does. Raise UserError if there is none."""
+    def vocabulary(self) -> Vocabulary:
+        """Return the tokenizer. Raise UserError if there is none."""
         if self.tokenizer is None:
             raise UserError(f"{self.name}: comes without a tokenizer; give --tokenizer")
-        return vocabulary.parse(self.tokenizer)
+        return from_bytes(self.tokenizer, f"{self.name}: the tokenizer")
+
+    @functools.cached_property
+    def sentencepiece(self) -> Any:
+        """Return the tokenizer as vocabulary.parse does, None for a tokenizer.json. Raise UserError
+        if there is none."""
+        if self.tokenizer is None:
+            raise UserError(f"{self.name}: comes without a tokenizer; give --tokenizer")
+        return None if file_name(self.tokenizer) == JSON else vocabulary.parse(self.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from sentencepiece import SentencePieceProcessor
-
+from llama_jax.data.tokenizer import Vocabulary
 from llama_jax.generation.decoder import Decoder
 from llama_jax.generation.sampling import Sampling, generate
 
-UNDECODED = "\ufffd"  # what SentencePiece makes of the first bytes of a character
+UNDECODED = "\ufffd"  # what a tokenizer makes of the first bytes of a character
 
 
 @dataclasses.dataclass
@@ -23,19 +22,19 @@ class Completion:
 
 def complete(
     decoder: Decoder,
-    vocabulary: SentencePieceProcessor,
+    vocabulary: Vocabulary,
     prompts: list[str],
     max_tokens: int,
     sampling: Sampling,
     stops: list[str],
 ) -> Iterator[list[Completion]]:
     """Yield the completions so far, as they grow. stops: texts before which a completion ends."""
-    heads = [[vocabulary.bos_id(), *vocabulary.encode(prompt)] for prompt in prompts]
+    heads = [vocabulary.prompt(prompt) for prompt in prompts]
     completions = [Completion(prompt) for prompt in prompts]
 
     def text_of(row: int, tokens: list[int]) -> str:
-        # A model may have more rows than the tokenizer has pieces. </s> is a piece without text.
-        known = [token for token in tokens if token < vocabulary.vocab_size()]
+        # A model may have more rows than the tokenizer has tokens. </s> is one without text.
+        known = [token for token in tokens if token < vocabulary.vocab_size]
         return vocabulary.decode(heads[row] + known)[len(vocabulary.decode(heads[row])) :]
 
     def ended(row: int, tokens: list[int]) -> bool:
@@ -47,7 +46,7 @@ def complete(
             completion.text, completion.end = text[: min(found)], "stop"
             while any(stop in text_of(row, tokens[: completion.num_tokens - 1]) for stop in stops):
                 completion.num_tokens -= 1
-        elif tokens[-1] == vocabulary.eos_id():
+        elif tokens[-1] in vocabulary.eos_ids:
             completion.text, completion.end = text, "eos"
         elif len(tokens) == max_tokens:
             completion.text, completion.end = text, "length"
@@ -55,7 +54,7 @@ def complete(
             completion.text = printable(text, stops)
         return completion.end is not None
 
-    for _ in generate(decoder, heads, max_tokens, sampling, vocabulary.eos_id(), ended):
+    for _ in generate(decoder, heads, max_tokens, sampling, vocabulary.eos_ids, ended):
         yield completions
 
 

@@ -35,14 +35,14 @@ def generate(
     prompts: list[list[int]],
     max_tokens: int,
     sampling: Sampling,
-    eos_id: int | None = None,
+    eos_ids: tuple[int, ...] = (),
     ended: Callable[[int, list[int]], bool] = lambda row, tokens: False,
 ) -> Iterator[list[list[int]]]:
     """Yield the continuations so far after every CHUNK steps.
 
     prompts: of one token or more each, and of any lengths. Other prompts of the batch change
     neither a continuation nor its draws, which follow from the seed and the number of the row.
-    eos_id: ends a row, and is kept. ended(row, tokens) ends it, too, where the host looks.
+    eos_ids: each ends a row, and is kept. ended(row, tokens) ends it, too, where the host looks.
     """
     mesh = jax.sharding.get_mesh()
     rows = len(prompts)
@@ -71,13 +71,12 @@ def generate(
     numbers_B = put(np.arange(B, dtype=np.int32), "B")
     for start in range(T, T + max_tokens, CHUNK):
         stop = min(start + CHUNK, T + max_tokens)
-        eos = NO_TOKEN if eos_id is None else eos_id
         drawn_BT, logits_BV, caches = decode(
             sampling,
+            eos_ids,
             decoder,
             start,
             stop,
-            eos,
             numbers_B,
             firsts_B,
             put(done_B, "B"),
@@ -87,7 +86,7 @@ def generate(
         drawn = jax.device_get(drawn_BT)
         for row, tokens in enumerate(continuations):
             tokens += [int(token) for token in drawn[row] if token != NO_TOKEN]
-            done_B[row] |= tokens[-1] == eos_id or ended(row, tokens)
+            done_B[row] |= tokens[-1] in eos_ids or ended(row, tokens)
         yield continuations
         if done_B.all():
             return
@@ -110,8 +109,8 @@ def prefill(decoder: Decoder, tokens_BT, first_B, start, caches):
     )(decoder, tokens_BT, first_B, start, caches)
 
 
-@partial(jax.jit, static_argnames="sampling", donate_argnames=("logits_BV", "caches"))
-def decode(sampling, decoder, start, stop, eos_id, number_B, first_B, done_B, logits_BV, caches):
+@partial(jax.jit, static_argnames=("sampling", "eos_ids"), donate_argnames=("logits_BV", "caches"))
+def decode(sampling, eos_ids, decoder, start, stop, number_B, first_B, done_B, logits_BV, caches):
     """Return int32 [B, CHUNK] token ids, logits_BV and the caches.
 
     The tokens are those at positions start to stop - 1, with NO_TOKEN after the end of a row. The
@@ -126,7 +125,8 @@ def decode(sampling, decoder, start, stop, eos_id, number_B, first_B, done_B, lo
             drawn_BT = jax.lax.dynamic_update_slice_in_dim(
                 drawn_BT, kept_B[:, None], position - start, axis=1
             )
-            done_B |= drawn_B == eos_id
+            for eos_id in eos_ids:
+                done_B |= drawn_B == eos_id
             # Every device must know, as they all take part in the sums of the next step.
             going = jax.lax.psum(jnp.sum(~done_B), ACTIVATION_RULES["B"]) > 0
             x_BTD, caches = decoder.hidden(drawn_B[:, None], first_B, position, caches)

@@ -210,7 +210,7 @@ def read_meta(workdir: epath.Path, step: int) -> Meta:
     if meta.step != step:
         raise damaged(workdir, step, f"it is a copy of checkpoint {meta.step}")
     data = experiment.data
-    if (own := tokenizer_file(workdir)).exists():
+    if own := tokenizer_file(workdir):
         data = dataclasses.replace(data, tokenizer=str(own))
     if meta.imported:  # an imported model has no store but one beside it
         data = dataclasses.replace(data, store=str(store_dir(workdir)))

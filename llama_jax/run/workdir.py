@@ -1,7 +1,7 @@
 """A run is its workdir: where each of its files lies, and how one is written whole or not at all.
 
     WORKDIR/config.json        the experiment, as it was last started
-    WORKDIR/tokenizer.model    the tokenizer it was trained with
+    WORKDIR/tokenizer.model    the tokenizer it was trained with; or tokenizer.json, by its kind
     WORKDIR/checkpoints/STEP   see checkpoint.py; damaged ones are moved to WORKDIR/damaged
     WORKDIR/metrics.jsonl, tensorboard/, loss.png, profile/, nonfinite_step_STEP.txt
     WORKDIR/store              the token store of an imported model
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from llama_jax.config import UserError
+from llama_jax.data import tokenizer
 
 
 def place(text: str) -> epath.Path:
@@ -32,8 +33,10 @@ def config_file(workdir: epath.Path) -> epath.Path:
     return workdir / "config.json"
 
 
-def tokenizer_file(workdir: epath.Path) -> epath.Path:
-    return workdir / "tokenizer.model"
+def tokenizer_file(workdir: epath.Path) -> epath.Path | None:
+    """Return the tokenizer that lies there, None where there is none yet."""
+    files = (workdir / name for name in (tokenizer.MODEL, tokenizer.JSON))
+    return next((file for file in files if file.exists()), None)
 
 
 def checkpoints_dir(workdir: epath.Path) -> epath.Path:

@@ -66,8 +66,8 @@ def exported(request, runs, trained, tmp_path_factory) -> dict[Path, tuple[Path,
             # stories260K's tokenizer removes extra spaces, and llama.cpp does not.
             single = to == "gguf" and workdir.name == "stories"
             texts = [prove.without_extra_spaces(t) if single else t for t in TEXTS]
-            processor = tokenizer.load(experiment_of(workdir).data.tokenizer)
-            survive = {text: processor.decode(processor.encode(text)) for text in texts}
+            vocabulary = tokenizer.load(experiment_of(workdir).data.tokenizer)
+            survive = {text: vocabulary.decode(vocabulary.encode(text)) for text in texts}
             Path(f"{out}.texts.json").write_text(json.dumps(survive))
     jobs = [
         dict(workdir=workdir, out=out, to=to, dtype=dtype)
@@ -95,7 +95,7 @@ def test_clients_compute_our_logits_and_ids(client, exported):
         limit, kl_limit = ROUNDED.get((to, dtype), EXACT)
         assert figures["max_rel"] is not None and figures["kl"] is not None
         assert figures["max_rel"] < limit and abs(figures["kl"]) < kl_limit, out
-        processor = tokenizer.load(experiment_of(workdir).data.tokenizer)
+        vocabulary = tokenizer.load(experiment_of(workdir).data.tokenizer)
         texts = json.loads(Path(f"{out}.texts.json").read_text())
         ids = json.loads(Path(f"{out}.{client}.json").read_text())
-        assert ids == [[processor.bos_id(), *processor.encode(text)] for text in texts]
+        assert ids == [[vocabulary.bos_id, *vocabulary.encode(text)] for text in texts]

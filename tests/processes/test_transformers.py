@@ -16,8 +16,11 @@ from flax import nnx
 from helpers.models import GQA, MHA, continue_greedily, logits_of
 from helpers.paths import ROOT
 from llama_jax.config import MeshConfig, ModelConfig
+from llama_jax.data.tokenizer import MUST_SURVIVE
+from llama_jax.formats import convert
 from llama_jax.generation.sampling import Sampling, nucleus
 from llama_jax.model import Llama, RMSNorm
+from llama_jax.opened import open_model
 from llama_jax.sharding import make_mesh
 
 
@@ -123,3 +126,39 @@ def test_the_nucleus_is_that_of_transformers(transformers):
     for (k, p), expected in zip(NUCLEI, np.load(transformers / "nuclei/left.npy"), strict=True):
         left = nucleus(Sampling(temperature=1.0, top_k=k, top_p=p), jnp.asarray(NUCLEI_LOGITS))
         np.testing.assert_array_equal(left, expected)
+
+
+@pytest.mark.parametrize("kind", ["llama3", "smollm"])
+def test_models_with_a_byte_level_tokenizer_are_those_of_transformers(tmp_path, kind):
+    """As transformers saved one, and as it loads what we export of it."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    config = {
+        **{"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 500_000.0},
+        **{"initializer_range": 0.2, "tie_word_embeddings": kind == "smollm"},
+    }
+    texts = dict.fromkeys(text for text in (*MUST_SURVIVE, "") if "<s>" not in text)
+    chat = "<|eot_id|>a <|im_start|>b"
+    tokens = np.random.default_rng(0).integers(0, 300, (2, 40))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "texts.json").write_text(json.dumps([*texts, chat]))
+    np.save(tmp_path / "tokens.npy", tokens)
+    script = ROOT / "tests/helpers/foreign_llama.py"
+    subprocess.run([sys.executable, script, kind, tmp_path], check=True)
+    logits = np.load(tmp_path / "logits.npy")
+    ids = json.loads((tmp_path / "ids.json").read_text())
+
+    model = open_model(tmp_path / "hf")
+    for text, expected in zip([*texts, chat], ids, strict=True):
+        assert model.encode(text) == (expected or [0]), text  # nothing cannot be continued
+    assert model.vocabulary.eos_ids == {"llama3": (1, 3), "smollm": (0,)}[kind]
+    assert np.abs(model.logits(tokens.tolist()) - logits).max() < 1e-5 * np.abs(logits).max()
+
+    convert.convert(convert.open_source(tmp_path / "hf"), "hf", tmp_path / "ours", "f32")
+    (tmp_path / "ours.texts.json").write_text(json.dumps({text: text for text in texts}))
+    client = ROOT / "tests/helpers/clients.py"
+    subprocess.run([sys.executable, client, "transformers", tmp_path / "ours"], check=True)
+    again = np.load(tmp_path / "ours.transformers.npy")
+    assert np.abs(again - logits).max() < 1e-5 * np.abs(logits).max()
+    assert json.loads((tmp_path / "ours.transformers.json").read_text()) == ids[:-1]

@@ -13,8 +13,10 @@ from llama_jax.data.tokenizer import MUST_SURVIVE
 from llama_jax.formats.parameters import DTYPES, parameters
 from llama_jax.formats.proofs.files import Files, Tensor, Unreadable
 from llama_jax.formats.proofs.forward import logits_of_files
-from llama_jax.formats.proofs.reference import processor_of
+from llama_jax.formats.vocabulary import CONTROL, UNKNOWN, UNUSED
 from llama_jax.formats.weights import Weights
+
+SPECIAL = (UNKNOWN, CONTROL, UNUSED)  # pieces that programs write in ways of their own
 
 
 def wrong_tensors(source: Weights, files: Files, dtype: str) -> list[str]:
@@ -85,22 +87,21 @@ def rounding(x: np.ndarray, dtype: str) -> np.ndarray | float:
 def wrong_tokens(source: Weights, files: Files, texts: Iterable[str]) -> list[str]:
     """Return what is said of each text of which the files' tokenizer makes other tokens, and of
     the first token of which it makes another text."""
-    processor = processor_of(source)
+    ours, parsed = source.vocabulary, source.sentencepiece
     wrong = [
         f"the files' tokenizer makes other tokens of {text!r}"
         for text in texts
-        if files.encode(text) != [processor.bos_id(), *processor.encode(text)]
+        if files.encode(text) != [*ours.before, *ours.encode(text)]
     ]
-    head = processor.encode("a")  # or SentencePiece keeps a space that others take for its own
-    ids_of = ([*head, i] for i in range(processor.vocab_size()) if not _special(processor, i))
-    for ids in (*ids_of, *map(processor.encode, MUST_SURVIVE)):
-        if files.decode(ids) != processor.decode(ids):
+    special = (
+        {i for i, piece in enumerate(parsed.pieces) if piece.type in SPECIAL} if parsed else {}
+    )
+    head = ours.encode("a")  # or SentencePiece keeps a space that others take for its own
+    ids_of = ([*head, i] for i in range(ours.vocab_size) if i not in special)
+    for ids in (*ids_of, *map(ours.encode, MUST_SURVIVE)):
+        if files.decode(ids) != ours.decode(ids):
             return [*wrong, f"the files' tokenizer makes another text of the tokens {ids}"]
     return wrong
-
-
-def _special(processor, i: int) -> bool:
-    return processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i)
 
 
 def compare(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:

@@ -130,7 +130,7 @@ def check_tokenizer(directory: Path, source: Weights) -> None:
 
 
 def special_ids(source: Weights, *names: str) -> dict[str, int]:
-    return {name: getattr(source.vocabulary.trainer_spec, name) for name in names}
+    return {name: getattr(source.sentencepiece.trainer_spec, name) for name in names}
 
 
 Encode = Callable[[str], list[int]]

@@ -1,14 +1,18 @@
 """A GGUF, read by the gguf package."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llama_jax.formats import vocabulary
+from llama_jax.data.tokenizer import from_bytes
+from llama_jax.formats import bpe, vocabulary
 from llama_jax.formats.proofs.files import (
     Conventions,
+    Decode,
+    Encode,
     Files,
     Tensor,
     Unreadable,
@@ -74,13 +78,21 @@ def open_files(directory: Path, source: Weights, dtype: str) -> Files:
     names = names_of(NAMES, cfg)
     found = differences(path.name, values, _expected_fields(source, dtype, len(names)))
     found += extra("tensor", path.name, where, names) + extra_files(directory, [path.name])
-    # llama.cpp removes no spaces, whatever the file says.
+    return Files(conventions, tensor, found, *_coders(path, values, source))
+
+
+def _coders(path: Path, values: dict[str, Any], source: Weights) -> tuple[Encode, Decode]:
+    if source.sentencepiece is None:
+        made = from_bytes(bpe.from_gguf(values.get, path.name), path.name)
+        return lambda text: [*made.before, *made.encode(text)], made.decode
     pieces, scores, types = (
         values[f"tokenizer.ggml.{key}"] for key in ("tokens", "scores", "token_type")
     )
+    # llama.cpp removes no spaces, whatever the file says.
     special = special_ids(source, "unk_id", "bos_id", "eos_id")
-    model = vocabulary.sentencepiece(pieces, scores, types, special, extra_spaces=False)
-    return Files(conventions, tensor, found, *sentencepiece_model(model))
+    return sentencepiece_model(
+        vocabulary.sentencepiece(pieces, scores, types, special, extra_spaces=False)
+    )
 
 
 def _kind(role: str, shape: tuple[int, ...], dtype: str) -> str:
@@ -92,9 +104,7 @@ def _kind(role: str, shape: tuple[int, ...], dtype: str) -> str:
 
 
 def _expected_fields(source: Weights, dtype: str, num_tensors: int) -> dict[str, Any]:
-    cfg, parsed = source.cfg, source.vocabulary
-    special, pieces = special_ids(source, "unk_id", "bos_id", "eos_id"), parsed.pieces
-    unused = range(len(pieces), cfg.vocab_size)
+    cfg = source.cfg
     fields = {
         "GGUF.version": 3,
         "GGUF.tensor_count": num_tensors,
@@ -112,6 +122,16 @@ def _expected_fields(source: Weights, dtype: str, num_tensors: int) -> dict[str,
         "llama.rope.dimension_count": cfg.head_dim,
         "llama.rope.freq_base": cfg.rope_theta,
         "llama.vocab_size": cfg.vocab_size,
+        **(_sentencepiece_fields(source) if source.sentencepiece else _bpe_fields(source)),
+    }
+    return fields | {"GGUF.kv_count": len(fields) - 2}
+
+
+def _sentencepiece_fields(source: Weights) -> dict[str, Any]:
+    parsed = source.sentencepiece
+    special, pieces = special_ids(source, "unk_id", "bos_id", "eos_id"), parsed.pieces
+    unused = range(len(pieces), source.cfg.vocab_size)
+    return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": [p.piece for p in pieces] + [f"[PAD{i}]" for i in unused],
@@ -127,4 +147,36 @@ def _expected_fields(source: Weights, dtype: str, num_tensors: int) -> dict[str,
             parsed.normalizer_spec.remove_extra_whitespaces
         ),
     }
-    return fields | {"GGUF.kv_count": len(fields) - 2}
+
+
+def _bpe_fields(source: Weights) -> dict[str, Any]:
+    from tokenizers import Tokenizer
+
+    assert source.tokenizer
+    parsed, ours = json.loads(source.tokenizer), source.vocabulary
+    read = Tokenizer.from_str(source.tokenizer.decode())
+    added = read.get_added_tokens_decoder()
+    pieces = [read.id_to_token(i) for i in range(source.cfg.vocab_size)]
+
+    def kind(i: int) -> int:
+        if pieces[i] is None:
+            return vocabulary.UNUSED
+        if i not in added:
+            return vocabulary.NORMAL
+        return vocabulary.CONTROL if added[i].special else vocabulary.USER_DEFINED
+
+    first, *others = ours.eos_ids
+    ends = [first, *sorted(others, key=lambda i: "eom" in pieces[i])]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": bpe.pre_of(source.tokenizer),
+        "tokenizer.ggml.tokens": [p or f"[PAD{i}]" for i, p in enumerate(pieces)],
+        "tokenizer.ggml.token_type": [kind(i) for i in range(len(pieces))],
+        "tokenizer.ggml.merges": [
+            " ".join(pair) if isinstance(pair, list) else pair for pair in parsed["model"]["merges"]
+        ],
+        "tokenizer.ggml.bos_token_id": ours.bos_id,
+        **{f"tokenizer.ggml.{k}_token_id": i for k, i in zip(bpe.EOS, ends, strict=False)},
+        "tokenizer.ggml.add_bos_token": bool(ours.before),
+        "tokenizer.ggml.add_eos_token": False,
+    }

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from llama_jax.formats import vocabulary
+from llama_jax.formats import bpe, vocabulary
 from llama_jax.formats.parameters import num_values
 from llama_jax.formats.proofs.files import (
     Conventions,
@@ -18,6 +19,7 @@ from llama_jax.formats.proofs.files import (
     extra_files,
     fast_tokenizer,
     names_of,
+    special_ids,
 )
 from llama_jax.formats.weights import Weights
 
@@ -34,10 +36,7 @@ NAMES = {
 
 DTYPES = {"f32": ("F32", "float32"), "bf16": ("BF16", "bfloat16"), "f16": ("F16", "float16")}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-TEXTS = (
-    *("config.json", "generation_config.json"),
-    *("tokenizer.model", "tokenizer.json", "tokenizer_config.json"),
-)
+TEXTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def open_files(directory: Path, source: Weights, dtype: str) -> Files:
@@ -46,14 +45,14 @@ def open_files(directory: Path, source: Weights, dtype: str) -> Files:
 
     cfg, names = source.cfg, names_of(NAMES, source.cfg)
     tied = {"head": NAMES["embedding"]} if cfg.tie_embeddings else {}
-    found = text_differences(directory, source, dtype)
+    found, texts = text_differences(directory, source, dtype), text_files(source)
     where = dict.fromkeys(names, SINGLE)
     if (directory / SINGLE).exists():
-        found += extra_files(directory, {*TEXTS, SINGLE})
+        found += extra_files(directory, {*texts, SINGLE})
     else:
         index = json.loads((directory / INDEX).read_text())
         where = index["weight_map"]
-        found += extra_files(directory, {*TEXTS, INDEX, *where.values()})
+        found += extra_files(directory, {*texts, INDEX, *where.values()})
         found += extra("tensor", INDEX, where, names)
         size = {"f32": 4, "bf16": 2, "f16": 2}[dtype] * num_values(cfg)
         found += differences(INDEX, index["metadata"], {"total_size": size})
@@ -94,10 +93,16 @@ def open_files(directory: Path, source: Weights, dtype: str) -> Files:
     return Files(conventions, tensor, found, *fast_tokenizer(directory))
 
 
+def text_files(source: Weights) -> set[str]:
+    """Return the names of the files beside the tensors'."""
+    return {*TEXTS, *(["tokenizer.model"] if source.sentencepiece else [])}
+
+
 def text_differences(directory: Path, source: Weights, dtype: str) -> list[str]:
     """Return what is said of the files that transformers reads beside the tensors'."""
-    cfg, spec = source.cfg, source.vocabulary.trainer_spec
-    special = {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id}
+    cfg, ours = source.cfg, source.vocabulary
+    ends = ours.eos_ids[0] if len(ours.eos_ids) == 1 else list(ours.eos_ids)
+    special = {"bos_token_id": ours.bos_id, "eos_token_id": ends}
     precision = DTYPES[dtype][1]
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -123,22 +128,34 @@ def text_differences(directory: Path, source: Weights, dtype: str) -> list[str]:
         "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
         **special,
     }
-    pieces = source.vocabulary.pieces
-    tokens = ("unk", spec.unk_id), ("bos", spec.bos_id), ("eos", spec.eos_id)
+    written, tokens = _tokenizer(source)
     of_tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": source.seq_len,
         "clean_up_tokenization_spaces": False,
-        **{f"{name}_token": pieces[i].piece for name, i in tokens},
+        **{f"{name}_token": token for name, token in tokens.items()},
     }
     expected = {
         "config.json": config,
         "generation_config.json": special,
         "tokenizer_config.json": of_tokenizer,
-        "tokenizer.json": vocabulary.hugging_face(source.vocabulary),
+        "tokenizer.json": written,
     }
-    check_tokenizer(directory, source)
+    if source.sentencepiece:
+        check_tokenizer(directory, source)
     found = []
     for name, fields in expected.items():
         found += differences(name, json.loads((directory / name).read_text()), fields)
     return found
+
+
+def _tokenizer(source: Weights) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return tokenizer.json as it should be, and the token of each name that transformers has."""
+    parsed = source.sentencepiece
+    if parsed is None:
+        assert source.tokenizer
+        written, roles = bpe.without_roles(source.tokenizer)
+        return written, {name: tokens[0]["content"] for name, tokens in roles.items()}
+    ids = special_ids(source, "unk_id", "bos_id", "eos_id")
+    tokens = {name.removesuffix("_id"): parsed.pieces[i].piece for name, i in ids.items()}
+    return vocabulary.hugging_face(parsed), tokens

@@ -86,7 +86,7 @@ def open_files(directory: Path, source: Weights, dtype: str) -> Files:
     )
     found = differences("model_config.yaml", config, expected)
     found += hf.text_differences(directory, source, dtype)
-    found += extra_files(directory, {*hf.TEXTS, "model_config.yaml", file.name})
+    found += extra_files(directory, {*hf.text_files(source), "model_config.yaml", file.name})
     names = names_of(NAMES, cfg) | {NAMES["head"] + ".weight"}  # also of a tied one
     found += extra("tensor", file.name, opened(0), names)
     return Files(conventions, tensor, found, *fast_tokenizer(directory))

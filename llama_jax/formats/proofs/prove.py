@@ -97,7 +97,8 @@ def prove(source: Weights, directory: Path, form: Format, dtype: str, meter: Met
 
 def loses_spaces(source: Weights, form: Format) -> bool:
     """Return whether the tokenizer removes extra spaces that the format's programs keep."""
-    drops = source.vocabulary.normalizer_spec.remove_extra_whitespaces
+    parsed = source.sentencepiece
+    drops = parsed is not None and parsed.normalizer_spec.remove_extra_whitespaces
     return form.keeps_spaces and drops
 
 

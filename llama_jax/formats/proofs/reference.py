@@ -26,17 +26,10 @@ ROWS = 4096  # of the head that are multiplied at a time
 
 def prompts(weights: Weights) -> np.ndarray:
     """Return int32 [2, PROMPT_TOKENS]: a text, and tokens from all over the vocabulary."""
-    processor = processor_of(weights)
-    text = [processor.bos_id(), *processor.encode(PROMPT)]
+    text = weights.vocabulary.prompt(PROMPT)
     repeated = np.resize(text, PROMPT_TOKENS)
     everywhere = np.random.default_rng(0).integers(0, weights.cfg.vocab_size, PROMPT_TOKENS)
     return np.stack([repeated, everywhere]).astype(np.int32)
-
-
-def processor_of(weights: Weights):
-    import sentencepiece
-
-    return sentencepiece.SentencePieceProcessor(model_proto=weights.tokenizer)
 
 
 def logits_of_weights(
