@@ -157,7 +157,7 @@ def test_the_trunk_is_read_in_an_afternoon():
     trunk = {path: num_lines(path) for path in import_closure("llama_jax.train")}
     apart = {"hardware.py", "__init__.py"}
     assert 20 < len(trunk) < 35
-    assert sum(n for path, n in trunk.items() if path.name not in apart) <= 3_970
+    assert sum(n for path, n in trunk.items() if path.name not in apart) <= 4_090
 
 
 # Names

@@ -166,7 +166,7 @@ def _bpe_fields(source: Weights) -> dict[str, Any]:
         return vocabulary.CONTROL if added[i].special else vocabulary.USER_DEFINED
 
     first, *others = ours.eos_ids
-    ends = [first, *sorted(others, key=lambda i: "eom" in pieces[i])]
+    ends = [first, *sorted(others, key=lambda i: "eom" in str(pieces[i]))]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": bpe.pre_of(source.tokenizer),
