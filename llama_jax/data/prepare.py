@@ -193,7 +193,7 @@ def _is_whole(job: _Job, shard: store.Shard) -> bool:
     except ValueError:
         return False
     same = np.array_equal(store.block_checksums(tokens), checksums)
-    return same and hashlib.sha256(checksums).hexdigest() == shard.sha256
+    return same and hashlib.sha256(checksums.data).hexdigest() == shard.sha256
 
 
 def _other_origin(job: _Job, path: str) -> UserError:

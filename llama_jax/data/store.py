@@ -171,7 +171,7 @@ class Tokens:
                 self._not_as_prepared(
                     path, f"holds {array.size} tokens, its index {shard.num_tokens}"
                 )
-            if hashlib.sha256(sums).hexdigest() != shard.sha256:
+            if hashlib.sha256(sums.data).hexdigest() != shard.sha256:
                 self._not_as_prepared(path, "is not the array that its index has the sha256 of")
         ends = itertools.accumulate(shard.num_tokens for shard in self.index.shards)
         self.starts = np.array([0, *ends])
@@ -216,7 +216,7 @@ class Tokens:
 def block_checksums(tokens: np.ndarray) -> np.ndarray:
     """Return uint32 [blocks]: the CRC-32 of each BLOCK_TOKENS of token ids, as they are stored."""
     starts = range(0, len(tokens), BLOCK_TOKENS)
-    return np.array([zlib.crc32(tokens[k : k + BLOCK_TOKENS]) for k in starts], np.uint32)
+    return np.array([zlib.crc32(tokens[k : k + BLOCK_TOKENS].data) for k in starts], np.uint32)
 
 
 def damaged(source: str, error: ValueError) -> UserError:
@@ -244,7 +244,7 @@ def write_tokens(store: str, path: str, tokens: np.ndarray) -> str:
     checksums = block_checksums(tokens)
     write_array(store, path, tokens)
     write_array(store, f"{path}.crc32", checksums)
-    return hashlib.sha256(checksums).hexdigest()
+    return hashlib.sha256(checksums.data).hexdigest()
 
 
 def write_array(store: str, path: str, tokens: np.ndarray) -> None:
