@@ -73,7 +73,7 @@ def test_set_is_typed():
         ("model.layers=8", "model.layers: no such field; model has num_layers, embed_dim"),
         (
             "modle.num_layers=8",
-            "no section 'modle'; there are model, data, optimizer, run, execution, upkeep",
+            "no section 'modle'; there are model, data, optimizer, run, init, execution, upkeep",
         ),
         ("num_layers=8", "--set num_layers=8: expected SECTION.FIELD=VALUE"),
         ("model.num_layers", "--set model.num_layers: expected SECTION.FIELD=VALUE"),
@@ -290,7 +290,7 @@ def test_a_file_that_is_no_experiment_is_refused(tmp_path, text, message):
     path = tmp_path / "x.py"
     base = (
         "from dataclasses import replace\nfrom llama_jax.config import *\n"
-        "from llama_jax.experiment import load\n"
+        "from llama_jax.loading import load\n"
         f"base = load({QUICKSTART!r})\ndef get_experiment(): return replace(base, **dict("
     )
     path.write_bytes(text.format(base).encode(errors="surrogateescape"))

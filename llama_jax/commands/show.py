@@ -46,6 +46,7 @@ MEANINGS = {
     "run.num_steps": "with the batch, the tokens trained on",
     "run.gradient_dtype": "of the sum over micro-batches",
     "run.seed": "the initial weights",
+    "init": "weights to start from, in place of random ones",
 }
 
 
@@ -127,9 +128,11 @@ def _print_differences(experiment: Experiment) -> None:
         if field.partition(".")[0] in IDENTITY and field != "data.store":
             table.add_row(field, _brief(ours), _brief(theirs), MEANINGS[field])
     if table.row_count:
-        Console().print(table)
+        Console(markup=False).print(table)
     else:
-        Console().print(f"nothing that a result depends on differs from the paper's {name}")
+        Console(markup=False).print(
+            f"nothing that a result depends on differs from the paper's {name}"
+        )
 
 
 def _brief(value: object) -> str:
