@@ -260,7 +260,7 @@ def write_array(store: str, path: str, tokens: np.ndarray) -> None:
     spec = {"driver": "zarr3", "kvstore": _kvstore(store, f"{path}/"), "metadata": metadata}
     try:
         ts.open(spec, create=True, delete_existing=True).result().write(tokens).result()
-    except ValueError as e:
+    except (ValueError, NotImplementedError) as e:
         raise _unusable(store, e) from e
 
 
@@ -292,7 +292,7 @@ def write_json(store: str, path: str, value: dict[str, typing.Any]) -> None:
     text = json.dumps(value, indent=1).encode()
     try:
         ts.KvStore.open(_kvstore(store, "")).result().write(path, text).result(TIMEOUT_SECONDS)
-    except (ValueError, TimeoutError) as e:
+    except (ValueError, TimeoutError, NotImplementedError) as e:
         raise _unusable(store, e) from e
 
 
