@@ -60,11 +60,6 @@ def write(weights: Weights, out: Path, dtype: str, shards: int) -> None:
     shards: 1 for 7B, 2, 4 and 8 for 13B, 33B and 65B in Meta's own.
     """
     cfg = weights.cfg
-    if weights.sentencepiece is None:
-        raise UserError(
-            f"--to: meta's tokenizer.model is SentencePiece's, and {weights.name} has a "
-            "tokenizer.json; expected hf, gguf or litgpt"
-        )
     for field, size in (
         ("num_kv_heads", cfg.kv_heads),
         ("mlp_dim", cfg.mlp_dim),
@@ -72,6 +67,11 @@ def write(weights: Weights, out: Path, dtype: str, shards: int) -> None:
     ):
         if size % shards:
             raise UserError(f"--shards: got {shards}, expected a divisor of model.{field}={size}")
+    if weights.sentencepiece is None:
+        raise UserError(
+            f"--to: meta's tokenizer.model is SentencePiece's, and {weights.name} has a "
+            "tokenizer.json; expected hf, gguf or litgpt"
+        )
     all_shapes = shapes(cfg) | {"head": shapes(cfg)["embedding"]}
     names = names_in(NAMES, cfg) | {NAMES["head"]: Parameter("head")}
     parts = {

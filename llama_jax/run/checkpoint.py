@@ -237,7 +237,7 @@ def check_tokenizer(workdir: epath.Path, meta: Meta, experiment: Experiment) -> 
         raise UserError(
             f"data.tokenizer: {tokenizer.find(given)} is not the tokenizer that checkpoint "
             f"{checkpoints_dir(workdir) / str(meta.step)} was trained with, whose copy in "
-            f"{tokenizer_file(workdir)} had sha256 {wanted[:12]}; bring that one back"
+            f"{workdir}/tokenizer.* had sha256 {wanted[:12]}; bring that one back"
         )
 
 
