@@ -352,7 +352,7 @@ def check_shapes(workdir: epath.Path, meta: Meta, experiment: Experiment) -> Non
     # Names of the optimizer's arrays begin with a place in optax's chain.
     saved = {name for name in meta.fingerprints if not name[0].isdigit()}
     own = param_shapes(experiment.model).keys()
-    for name in sorted(saved ^ own):
+    for name in sorted(saved ^ own) if saved else []:  # without any it is damaged, see _restore
         only = "the checkpoint" if name in saved else "llama_jax/model.py"
         raise UserError(
             f"model: only {only} has parameter {name}; {where} expects the model.py that it was "
