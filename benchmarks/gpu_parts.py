@@ -262,9 +262,9 @@ def gpu_model(size: str):
 
 def gpu_execution(remat: str):
     """Return an Execution on one device by cuDNN's kernel."""
-    from llama_jax.config import Execution
+    from llama_jax.config import Execution, MeshConfig
 
-    return Execution(attention="cudnn", remat=remat)
+    return Execution(mesh=MeshConfig(fsdp=1), attention="cudnn", remat=remat)
 
 
 def experiment_of(model: Any, execution: Any, rows: int, seq_len: int):
