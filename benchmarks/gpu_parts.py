@@ -262,9 +262,9 @@ def gpu_model(size: str):
 
 def gpu_execution(remat: str):
     """Return an Execution on one device by cuDNN's kernel."""
-    from llama_jax.config import Execution, MeshConfig
+    from llama_jax.config import Execution
 
-    return Execution(mesh=MeshConfig(fsdp=1), attention="cudnn", remat=remat)
+    return Execution(attention="cudnn", remat=remat)
 
 
 def experiment_of(model: Any, execution: Any, rows: int, seq_len: int):
@@ -311,9 +311,13 @@ def chip_here():
 def plan_for(experiment: Any, chip: Any):
     """Return the Plan of the experiment on one such chip, by arithmetic; None without a chip."""
     from llama_jax.hardware import parse_slice
+    from llama_jax.layout import on_devices
     from llama_jax.plan.plan import make_plan
 
-    return chip and make_plan("gpu", experiment, parse_slice(f"{chip.name}:1"), None, None)
+    if chip is None:
+        return None
+    laid_out = on_devices(experiment, 1, "there is one card")
+    return make_plan("gpu", laid_out, parse_slice(f"{chip.name}:1"), None, None)
 
 
 def matmul_flops(size: int, products: int = 20) -> float:
