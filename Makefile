@@ -18,6 +18,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(VERSION)
 # A file of tests stays in one of the two workers, where its fixtures are.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Those that start no process.
+TESTS ?= tests --ignore tests/processes
 # What is compiled of llama.cpp, for every clone.
 LLAMACPP := $(shell grep ^llama-cpp-python requirements-llamacpp.txt)
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llama_jax/wheels
@@ -62,7 +64,7 @@ train: setup
 check: lint quick
 
 quick: setup $(READY)-requirements-test.txt
-	@$(PYTEST) tests --ignore tests/processes
+	@$(PYTEST) $(TESTS)
 
 test: setup $(READY)-requirements-test.txt $(READY)-requirements-peers.txt
 	@$(PYTEST)
