@@ -39,7 +39,8 @@ class Progress:
     """A display on stderr of how much of `total` is done, some figures, and the time left."""
 
     def __init__(self, total: int, done: int):
-        self.console = Console(file=_Stderr(sys.stderr), highlight=False, soft_wrap=True)
+        stderr: Any = _Stderr(sys.stderr)
+        self.console = Console(file=stderr, highlight=False, soft_wrap=True)
         columns = (BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
         self.bar = Bar(
             *columns,

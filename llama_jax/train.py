@@ -113,13 +113,12 @@ def train(
                     monitor.validation(step + 1, got)
                 if to_save:
                     checkpoint.save(manager, state, experiment, schedule, origin)
-                if to_stop:
-                    break
+                if to_stop and step + 1 < run.num_steps:
+                    checkpoint.wait(manager)
+                    raise stop.after(step + 1, workdir)
                 if to_evaluate or to_save:
                     monitor.restart_clock()
             checkpoint.wait(manager)
-            if step + 1 < run.num_steps:
-                raise stop.after(step + 1, workdir)
             monitor.summary()
 
 

@@ -292,12 +292,13 @@ def write_array(array: ts.TensorStore, values: np.ndarray) -> None:
     """Write chunk by chunk, since TensorStore holds several copies of what it writes. Raise
     OSError."""
     chunk: Any = array.chunk_layout.write_chunk.shape  # of an open array: all ints
+    files: Any = array.kvstore  # which an open array has
     for position in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunk, strict=True))):
         box = tuple(
             slice(i * c, min((i + 1) * c, n))
             for i, c, n in zip(position, chunk, array.shape, strict=True)
         )
-        with checkpoint.os_errors(epath.Path(array.kvstore.base.path)):
+        with checkpoint.os_errors(epath.Path(files.base.path)):
             array[box].write(np.ascontiguousarray(values[box])).result()
 
 
