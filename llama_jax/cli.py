@@ -69,7 +69,7 @@ def main() -> None:
         if unknown:
             words = " ".join(unknown)
             raise UserError(f"unrecognized arguments: {words}; see llama-jax {args.verb} --help")
-        sys.exit(args.run(args))
+        status, text = args.run(args), None
     except UserError as e:
         status, text = 2, str(e)
     except KeyboardInterrupt:
@@ -87,7 +87,8 @@ def main() -> None:
         else:
             status, text = INTERNAL_ERROR, internal_error(e)
     with contextlib.suppress(OSError):  # of a terminal that is gone; the status tells
-        print(line(f"llama-jax {args.verb}", text), file=sys.stderr, flush=True)
+        if text is not None:
+            print(line(f"llama-jax {args.verb}", text), file=sys.stderr, flush=True)
     if status > 128:  # at once: XLA, which may still compile in a thread, crashes in a slow exit
         with contextlib.suppress(OSError):
             sys.stdout.flush()
