@@ -18,8 +18,9 @@ def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
     """Write an experiment file of the placement; its docstring says by which figures it was
     chosen."""
     experiment = with_execution(experiment, slice=plan.slice)
-    sections = [getattr(experiment, f.name) for f in dataclasses.fields(Experiment)]
-    used = (*sections, experiment, experiment.execution.mesh)
+    values = {f.name: getattr(experiment, f.name) for f in dataclasses.fields(Experiment)}
+    init = values.pop("init")
+    used = (*values.values(), experiment, experiment.execution.mesh)
     classes = sorted(type(section).__name__ for section in used)
     text = "\n".join(
         [
@@ -39,11 +40,8 @@ def write_experiment(path: Path, plan: Plan, experiment: Experiment) -> None:
             "",
             "def get_experiment() -> Experiment:",
             "    return Experiment(",
-            *(
-                line
-                for field, section in zip(dataclasses.fields(Experiment), sections, strict=True)
-                for line in _section(field.name, section)
-            ),
+            *(line for name, section in values.items() for line in _section(name, section)),
+            *([f"        init={_source(init)},"] if init else []),
             "    )",
             "",
         ]
