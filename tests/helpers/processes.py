@@ -15,7 +15,8 @@ def environment() -> dict[str, str]:
 
     XLA compiles fast programs slowly and slow ones fast: what trains a few steps wants the latter.
     """
-    path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    # An empty entry would be the current directory.
+    path = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     without = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join(path)}
     return without | fast
