@@ -70,6 +70,7 @@ def cli() -> Callable[..., SimpleNamespace]:
             pytest.raises(SystemExit) as end,
         ):
             patch.setattr(sys, "argv", ["llama-jax", *map(str, args)])
+            patch.setenv("PYTHONSAFEPATH", "")  # main() sets it; afterwards it is as before
             llama_jax.cli.main()
         code = end.value.code
         return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())

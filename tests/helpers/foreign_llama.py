@@ -9,10 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-import byte_level
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from helpers import byte_level
 
 kind, directory = sys.argv[1], Path(sys.argv[2])
 made = getattr(byte_level, kind)()

@@ -15,6 +15,7 @@ from flax import nnx
 
 from helpers.models import GQA, MHA, continue_greedily, logits_of
 from helpers.paths import ROOT
+from helpers.processes import environment
 from llama_jax.config import MeshConfig, ModelConfig
 from llama_jax.data.tokenizer import MUST_SURVIVE
 from llama_jax.formats import convert
@@ -145,7 +146,7 @@ def test_models_with_a_byte_level_tokenizer_are_those_of_transformers(tmp_path, 
     (tmp_path / "texts.json").write_text(json.dumps([*texts, chat]))
     np.save(tmp_path / "tokens.npy", tokens)
     script = ROOT / "tests/helpers/foreign_llama.py"
-    subprocess.run([sys.executable, script, kind, tmp_path], check=True)
+    subprocess.run([sys.executable, script, kind, tmp_path], env=environment(), check=True)
     logits = np.load(tmp_path / "logits.npy")
     ids = json.loads((tmp_path / "ids.json").read_text())
 
