@@ -30,6 +30,6 @@ def get_experiment() -> Experiment:
         data=DataConfig(store="runs/store/quickstart", seq_len=256, batch_size=8),
         optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=50),
         run=RunConfig(num_steps=750),
-        execution=Execution(remat="everything"),  # there is room, and it is a fifth faster
+        execution=Execution(remat="everything"),  # there is room, so nothing is computed twice
         upkeep=Upkeep(eval_every=150, eval_rows=32, checkpoint_every=150),
     )
