@@ -250,10 +250,12 @@ def test_intervals_are_those_of_the_bootstraps_decisions():
 )
 def test_the_figure_shows_what_the_table_does(target, assumed, tmp_path, monkeypatch):
     found = decided(target=target, **assumed)
-    drawn = []
-    monkeypatch.setattr(figures.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    drawn, subplots = [], figures.plt.subplots
+    monkeypatch.setattr(
+        figures.plt, "subplots", lambda *a, **k: drawn.append(subplots(*a, **k)) or drawn[-1]
+    )
     figures.draw_budget(found, over_demand(PUBLISHED["sardana"], None, found), tmp_path / "x.png")
-    left, right = drawn[0].axes
+    ((_, (left, right)),) = drawn
     ours = values(found, found.unit)
     model = f"ours: {quantity(ours['parameters'])} on {quantity(ours['training tokens'])}"
     lines = {line.get_label(): line.get_xydata() for line in left.get_lines()}
