@@ -24,7 +24,6 @@ def get_experiment() -> Experiment:
             num_layers=4,
             embed_dim=192,
             num_heads=4,
-            vocab_size=2048,
             compute_dtype="float32",  # CPUs are slower in bfloat16
         ),
         data=DataConfig(store="runs/store/quickstart", seq_len=256, batch_size=8),

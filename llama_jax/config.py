@@ -19,7 +19,7 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int | None = None  # None: one per query head, as in the paper
     mlp_dim_override: int | None = None  # None: the paper's rule, see mlp_dim
-    vocab_size: int = 32_000
+    vocab_size: int = 0  # 0: as many as data.tokenizer has, as soon as an experiment is loaded
     norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
     tie_embeddings: bool = False
@@ -84,15 +84,17 @@ WHOLE_LOOPS = (
 )
 
 # The paper's sizes (Table 2). norm_eps is the released params.json's: 1e-5 for 65B only.
-LLAMA_7B = ModelConfig(num_layers=32, embed_dim=4096, num_heads=32)
-LLAMA_13B = ModelConfig(num_layers=40, embed_dim=5120, num_heads=40)
-LLAMA_33B = ModelConfig(num_layers=60, embed_dim=6656, num_heads=52)
-LLAMA_65B = ModelConfig(num_layers=80, embed_dim=8192, num_heads=64, norm_eps=1e-5)
+LLAMA_7B = ModelConfig(num_layers=32, embed_dim=4096, num_heads=32, vocab_size=32_000)
+LLAMA_13B = ModelConfig(num_layers=40, embed_dim=5120, num_heads=40, vocab_size=32_000)
+LLAMA_33B = ModelConfig(num_layers=60, embed_dim=6656, num_heads=52, vocab_size=32_000)
+LLAMA_65B = ModelConfig(
+    num_layers=80, embed_dim=8192, num_heads=64, vocab_size=32_000, norm_eps=1e-5
+)
 # Smaller members of the family, for sweeps and benchmarks. 15M and 110M follow llama2.c's shapes,
 # which count one (tied) embedding; 1B is TinyLlama's width and depth with one KV head per head.
-LLAMA_15M = ModelConfig(num_layers=6, embed_dim=288, num_heads=6)
-LLAMA_110M = ModelConfig(num_layers=12, embed_dim=768, num_heads=12)
-LLAMA_1B = ModelConfig(num_layers=22, embed_dim=2048, num_heads=32)
+LLAMA_15M = ModelConfig(num_layers=6, embed_dim=288, num_heads=6, vocab_size=32_000)
+LLAMA_110M = ModelConfig(num_layers=12, embed_dim=768, num_heads=12, vocab_size=32_000)
+LLAMA_1B = ModelConfig(num_layers=22, embed_dim=2048, num_heads=32, vocab_size=32_000)
 
 
 # Share of the training tokens that comes from each source (paper Table 1).

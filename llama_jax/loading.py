@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llama_jax.config import Execution, Experiment, UserError
+from llama_jax.data import tokenizer
 from llama_jax.experiment import check_types, matches, shown, type_name, validate
 from llama_jax.hardware import parse_slice
 from llama_jax.process import Terminated
@@ -33,7 +34,8 @@ def load(
 def read(
     path: str, overrides: typing.Sequence[str] = (), slice_name: str | None = None
 ) -> Experiment:
-    """Return the experiment that get_experiment() of the file at `path` returns, not yet validated.
+    """Return the experiment that get_experiment() of the file at `path` returns, with a vocabulary,
+    not yet validated.
 
     overrides: "section.field=value" strings, applied in order.
     slice_name: takes the execution under that name in the file's SLICES, a dict of Executions. A
@@ -64,7 +66,17 @@ def read(
     experiment = _on_slice(path, experiment, slices, slice_name, mesh_given)
     for text in overrides:
         experiment = override(experiment, text)
-    return experiment
+    return with_vocabulary(experiment)
+
+
+def with_vocabulary(experiment: Experiment) -> Experiment:
+    """Return it with the size of data.tokenizer in place of a model.vocab_size of 0. Raise
+    UserError if there is no such file."""
+    if experiment.model.vocab_size != 0:
+        return experiment
+    size = tokenizer.load(experiment.data.tokenizer).vocab_size
+    model = dataclasses.replace(experiment.model, vocab_size=size)
+    return dataclasses.replace(experiment, model=model)
 
 
 def _on_slice(

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from llama_jax.attention import attend_within_documents
 from llama_jax.collectives import einsum, embed
-from llama_jax.config import REMAT_POLICIES, Execution, ModelConfig
+from llama_jax.config import REMAT_POLICIES, Execution, ModelConfig, UserError
 from llama_jax.sharding import MESH_AXES, activation_spec, param_spec
 
 
@@ -214,7 +214,10 @@ def by_name(tree: Any) -> dict[str, Any]:
 
 @functools.cache
 def param_shapes(cfg: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter by its name, layers stacked. Needs no device."""
+    """Return the shape of every parameter by its name, layers stacked. Needs no device. Raise
+    UserError for a model without a vocabulary."""
+    if cfg.vocab_size == 0:
+        raise UserError("model.vocab_size: got 0, which is known once the experiment is loaded")
     # Replicas only, which split no parameter; of the size of the mesh at hand, as JAX wants it.
     sizes = (max(1, jax.sharding.get_abstract_mesh().size), *(1,) * (len(MESH_AXES) - 1))
     whole = AbstractMesh(sizes, MESH_AXES, (AxisType.Explicit,) * len(MESH_AXES))

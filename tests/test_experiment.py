@@ -12,6 +12,7 @@ from llama_jax import experiment as experiments
 from llama_jax.config import Experiment, UserError
 from llama_jax.experiment import differences, from_json, identity, to_json
 from llama_jax.loading import load, override
+from llama_jax.model import param_shapes
 from llama_jax.run.curves_figure import varied
 
 FILES = sorted(EXPERIMENTS.glob("*.py"))
@@ -43,6 +44,17 @@ def test_the_papers_hyperparameters():
         assert e.data.seq_len * e.data.batch_size == 2**22
         assert 0 <= e.run.num_steps * 2**22 - tokens < 2**22
         assert dict(e.data.mixture)["commoncrawl"] == 0.67
+
+
+def test_the_vocabulary_is_the_tokenizers_unless_set(tiny_data):
+    of_another = ["data.tokenizer=" + tiny_data.tokenizer]
+    assert load(QUICKSTART).model.vocab_size == 2048  # of the embedded one
+    assert load(QUICKSTART, of_another).model.vocab_size == 512
+    assert load(QUICKSTART, [*of_another, "model.vocab_size=640"]).model.vocab_size == 640
+    with pytest.raises(UserError, match="data.tokenizer: no file 'nowhere.model'"):
+        load(QUICKSTART, ["data.tokenizer=nowhere.model"])
+    with pytest.raises(UserError, match="model.vocab_size: got 0"):
+        param_shapes(config.ModelConfig(num_layers=1, embed_dim=8, num_heads=2))
 
 
 def test_set_is_typed():
@@ -168,9 +180,10 @@ def changed(*changes: str) -> Experiment:
     ],
 )
 def test_how_and_where_and_what_is_kept_are_not_what_is_computed(change):
-    assert changed(change) != changed()
-    assert identity(changed(change)) == identity(changed())
-    assert differences(changed(), changed(change)) == []
+    before, after = changed(), override(changed(), change)
+    assert after != before
+    assert identity(after) == identity(before)
+    assert differences(before, after) == []
 
 
 @pytest.mark.parametrize(

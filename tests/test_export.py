@@ -113,7 +113,7 @@ def test_what_cannot_be_exported_is_said_in_a_line(cli, runs, tmp_path, monkeypa
         export(runs / "gqa", tmp_path / "here", "hf")
     experiment = override(experiment_of(runs / "gqa"), "data.tokenizer=no.model")
     source = native.read_step(epath.Path(runs / "gqa"), 0, experiment)
-    with pytest.raises(UserError, match="data.tokenizer: no file no.model"):
+    with pytest.raises(UserError, match="data.tokenizer: no file 'no.model'"):
         convert.convert(source, "meta", tmp_path / "out", "f32")
     unigram = vocabulary.parse(EMBEDDED.read_bytes())
     unigram.trainer_spec.model_type = unigram.trainer_spec.UNIGRAM

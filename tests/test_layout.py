@@ -21,23 +21,26 @@ ROOMS = {
     "evaluation": {"core", "data", "generation", "run"},
     "guards": {"core", "data", "evaluation", "run"},
     "train": {"core", "data", "evaluation", "guards", "run"},
-    "formats": {"core", "data", "run"},
-    "opened": {"core", "data", "evaluation", "formats", "generation", "run"},
-    "plan": {"core", "run"},
+    "loading": {"core", "data"},
+    "formats": {"core", "data", "loading", "run"},
+    "opened": {"core", "data", "evaluation", "formats", "generation", "loading", "run"},
+    "plan": {"core", "loading", "run"},
     "scaling": {"core"},
-    "sweeps": {"core", "data", "guards", "opened", "plan", "run", "train"},
+    "sweeps": {"core", "data", "guards", "loading", "opened", "plan", "run", "train"},
     "commands": {
-        *("core", "data", "evaluation", "formats", "generation", "guards", "opened", "plan"),
-        *("run", "scaling", "sweeps", "train"),
+        *("core", "data", "evaluation", "formats", "generation", "guards", "loading", "opened"),
+        *("plan", "run", "scaling", "sweeps", "train"),
     },
     "door": {"core", "commands"},
 }
-TOP = {"train": "train", "opened": "opened", "cli": "door", "__main__": "door"}
+TOP = {
+    **{"train": "train", "opened": "opened", "loading": "loading"},
+    **{"cli": "door", "__main__": "door"},
+}
 CORE = {
     *(
         "config",
         "experiment",
-        "loading",
         "hardware",
         "progress",
         "sharding",

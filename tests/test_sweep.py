@@ -57,6 +57,8 @@ def test_experiments_are_checked_and_differ(make_file, tmp_path):
     runs = sweep.load(file, [], epath.Path(tmp_path))
     others = sweep.load(file, ["run.seed=1"], epath.Path(tmp_path))
     assert len({run.directory for run in (*runs, *others)}) == 4
+    (unset,) = sweep.load(str(make_file((16, 8, 0))), [], epath.Path(tmp_path))
+    assert unset.experiment == runs[0].experiment  # with the vocabulary of its tokenizer
 
 
 @pytest.mark.parametrize(

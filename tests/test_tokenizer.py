@@ -64,7 +64,7 @@ def test_impossible_vocabulary_and_unusable_model_are_user_errors(tiny_data, tmp
     for vocab_size in (100, 10**6):
         with pytest.raises(UserError, match=f"vocab_size: got {vocab_size}, "):
             tokenizer_training.train(tiny_data, vocab_size, max_bytes=100_000)
-    with pytest.raises(UserError, match="data.tokenizer: no file .*/model"):
+    with pytest.raises(UserError, match="data.tokenizer: no file '.*/model'"):
         tokenizer.load(str(tmp_path / "model"))
     for content in (b"", b"not a model"):
         (tmp_path / "model").write_bytes(content)

@@ -22,7 +22,7 @@ from llama_jax.sweeps.ladder import LADDER, matched, tokens_for
 BUDGETS = (6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21)  # arXiv 2203.15556, figure 3
 SPREAD = 4  # sizes from the optimum over SPREAD to the optimum times SPREAD
 BASE = Experiment(
-    model=ModelConfig(num_layers=8, embed_dim=512, num_heads=8),
+    model=ModelConfig(num_layers=8, embed_dim=512, num_heads=8, vocab_size=32_000),
     data=DataConfig(
         corpus="gs://BUCKET/corpus",
         tokenizer="gs://BUCKET/tokenizer.model",
@@ -42,7 +42,9 @@ def get_sweep() -> dict[str, Experiment]:
     for flops in BUDGETS:
         optimum = 0.1 * flops**0.5  # parameters, about; Hoffmann's Approach 2 has 0.149 C^0.489
         for name, (layers, width, heads) in LADDER.items():
-            model = ModelConfig(num_layers=layers, embed_dim=width, num_heads=heads)
+            model = ModelConfig(
+                num_layers=layers, embed_dim=width, num_heads=heads, vocab_size=32_000
+            )
             if optimum / SPREAD <= num_params(model) <= optimum * SPREAD:
                 tokens = tokens_for(model, flops)
                 sweep[f"{flops:.0e}-{name}"] = matched(

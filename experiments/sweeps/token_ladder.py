@@ -23,7 +23,7 @@ from llama_jax.sweeps.ladder import LADDER, matched
 RATIOS = (5, 12.6, 31.7, 80)  # tokens per parameter
 SIZES = ("44M", "74M", "117M", "175M", "251M", "425M", "632M", "893M", "1266M")
 BASE = Experiment(
-    model=ModelConfig(num_layers=8, embed_dim=512, num_heads=8),
+    model=ModelConfig(num_layers=8, embed_dim=512, num_heads=8, vocab_size=32_000),
     data=DataConfig(
         corpus="gs://BUCKET/corpus",
         tokenizer="gs://BUCKET/tokenizer.model",
@@ -42,7 +42,7 @@ def get_sweep() -> dict[str, Experiment]:
     sweep = {}
     for name in SIZES:
         layers, width, heads = LADDER[name]
-        model = ModelConfig(num_layers=layers, embed_dim=width, num_heads=heads)
+        model = ModelConfig(num_layers=layers, embed_dim=width, num_heads=heads, vocab_size=32_000)
         for ratio in RATIOS:
             tokens = ratio * num_params(model)
             sweep[f"{name}-x{ratio:g}"] = matched(

@@ -30,7 +30,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from llama_jax.data.tokenizer_training import train
 
-    data = load(args.experiment, args.overrides).data
+    size = (
+        f"model.vocab_size={args.vocab_size}"  # the tokenizer that would give it is not there yet
+    )
+    data = load(args.experiment, [*args.overrides, size]).data
     model = train(data, args.vocab_size, round(args.max_mb * 1e6))
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)

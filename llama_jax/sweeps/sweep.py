@@ -27,7 +27,7 @@ from llama_jax.config import Experiment, UserError
 from llama_jax.data import store
 from llama_jax.experiment import check_types, identity, validate
 from llama_jax.flops import model_flops_per_token, num_params
-from llama_jax.loading import called, execute, override
+from llama_jax.loading import called, execute, override, with_vocabulary
 from llama_jax.run.curves_figure import varied
 from llama_jax.run.lease import held, leases, living
 from llama_jax.run.metrics import read_metrics
@@ -108,6 +108,7 @@ def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
             check_types(experiment)
             for text in overrides:
                 experiment = override(experiment, text)
+            experiment = with_vocabulary(experiment)
             validate(experiment)
         except UserError as e:
             raise UserError(f"{path}: {name}: {e}") from e
