@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 
+from helpers.processes import XLA_FLAGS
 from helpers.stores import take
 from llama_jax.config import BATCH_KEYS
 
@@ -18,7 +19,9 @@ from llama_jax.config import BATCH_KEYS
 def test_two_real_processes_give_the_batches_of_one(made_up, tmp_path):
     expected = take(made_up, range(2, 5), micro_batches=2)
     arguments = [sys.executable, "-c", WORKER, json.dumps(dataclasses.asdict(made_up))]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{XLA_FLAGS} --xla_force_host_platform_device_count=4"
+    }
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
