@@ -23,7 +23,8 @@ TESTS ?= tests --ignore tests/processes
 # What is compiled of llama.cpp, for every clone.
 LLAMACPP := $(shell grep ^llama-cpp-python requirements-llamacpp.txt)
 WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llama_jax/wheels
-UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+# Compiled once here, and not by every process where PYTHONDONTWRITEBYTECODE is set.
+UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
 .PHONY: setup train check quick test clients plan-all docs lint format clean
 

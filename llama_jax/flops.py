@@ -100,17 +100,18 @@ def peak_flops() -> tuple[float, str]:
         peak = CHIP_OF_KIND[kind].peak_flops * jax.device_count()
         return peak, f"data sheet, {kind}, bf16"
     # The CPU's devices share its cores: there the product measures all of a process's devices.
-    times = jax.process_count() if jax.default_backend() == "cpu" else jax.device_count()
-    return times * measured_matmul_flops(), "measured here, fp32 matrix product"
+    cpu = jax.default_backend() == "cpu"
+    times, size = (jax.process_count(), 1024) if cpu else (jax.device_count(), 8192)
+    return times * measured_matmul_flops(size), "measured here, fp32 matrix product"
 
 
-def measured_matmul_flops(size: int = 2048, rounds: int = 8, dtype: str = "float32") -> float:
+def measured_matmul_flops(size: int, rounds: int = 8, dtype: str = "float32") -> float:
     """Return the FLOP/s of the best of a few size x size matrix products on the first device."""
     import jax
     import jax.numpy as jnp
 
-    device = jax.local_devices()[0]
-    with jax.default_device(device):
+    # On one device, whatever mesh is at hand: the CPU's devices would all do it in turn.
+    with jax.set_mesh(jax.sharding.Mesh(jax.local_devices()[:1], ("all",))):
         a = jnp.ones((size, size), dtype)
         product = jax.jit(jnp.matmul)
         product(a, a).block_until_ready()

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from llama_jax import config
-from llama_jax.flops import executed_flops, model_flops_per_token, num_matmul_params, num_params
+from llama_jax.config import MeshConfig
+from llama_jax.flops import (
+    executed_flops,
+    measured_matmul_flops,
+    model_flops_per_token,
+    num_matmul_params,
+    num_params,
+)
+from llama_jax.sharding import make_mesh
 
 
 def test_matmul_parameters_leave_out_the_embedding_table_and_norms():
@@ -64,9 +72,7 @@ def test_model_flops_are_executed_flops_without_recomputation_and_masked_scores(
 
     from flax import nnx
 
-    from llama_jax.config import MeshConfig
     from llama_jax.model import Llama
-    from llama_jax.sharding import make_mesh
     from llama_jax.step import next_token_loss
 
     cfg = dataclasses.replace(config.LLAMA_15M, compute_dtype="float32", vocab_size=1024)
@@ -83,3 +89,16 @@ def test_model_flops_are_executed_flops_without_recomputation_and_masked_scores(
     rotary = 2 * 2 * cfg.num_layers * 2 * cfg.embed_dim * cfg.head_dim
     expected = B * T * (model_flops_per_token(cfg, T) + attention * (2 * 5 / 8 - 1) + rotary)
     np.testing.assert_allclose(executed_flops(jaxpr), expected, rtol=1e-6)
+
+
+def test_a_peak_is_measured_on_one_device_whatever_the_mesh(monkeypatch):
+    sizes, matmul = [], jnp.matmul
+
+    def seen(a, b):
+        sizes.append(jax.sharding.get_abstract_mesh().size)
+        return matmul(a, b)
+
+    monkeypatch.setattr(jnp, "matmul", seen)
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=8), jax.devices())):
+        assert measured_matmul_flops(64) > 0
+    assert sizes == [1]
