@@ -16,6 +16,7 @@ from llama_jax.flops import executed_flops, num_params
 from llama_jax.guards.monitor import FIRST_STEPS, Monitor
 from llama_jax.guards.stop import Stop
 from llama_jax.model import Llama
+from llama_jax.plain_file import plain
 from llama_jax.run import checkpoint
 from llama_jax.run.checkpoint import Origin
 from llama_jax.run.loss_figure import plot_losses
@@ -47,13 +48,9 @@ def train(
     Stopped if SIGTERM or SIGHUP asked for it, OSError if a file of the run cannot be written.
     """
     data, run, execution = experiment.data, experiment.run, experiment.execution
+    mesh = check(experiment, workdir, accept_changes)
     origin = Origin(store.digest(data), tokenizer.sha256(data.tokenizer))
     store.check_tokenizer(data, experiment.model.vocab_size)
-    check_wandb(experiment.upkeep.wandb_project)
-    check_workdir(experiment, workdir, accept_changes)
-    check_platform(execution)
-    check_memory(experiment.model)
-    mesh = mesh_of(experiment, jax.devices())
     sharding = batch_sharding(mesh, execution.mesh, "ABT")
 
     with jax.set_mesh(mesh):
@@ -122,6 +119,15 @@ def train(
             monitor.summary()
 
 
+def check(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> jax.sharding.Mesh:
+    """Return the mesh. Raise UserError for all that can be refused before there is a store."""
+    check_wandb(experiment.upkeep.wandb_project)
+    check_workdir(experiment, workdir, accept_changes)
+    check_platform(experiment.execution)
+    check_memory(experiment.model)
+    return mesh_of(experiment, jax.devices())
+
+
 def check_memory(model: ModelConfig) -> None:
     """Raise UserError if the devices are CPUs whose memory is too small for the state alone. Others
     say so themselves."""
@@ -164,7 +170,9 @@ def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: b
         raise UserError(f"workdir: cannot write to {str(workdir)!r}: {e.strerror or e}") from e
     path, newest = config_file(workdir), checkpoint.newest_meta(workdir)
     begun = (
-        from_json(path.read_bytes(), str(path)) if path.exists() else newest and newest.experiment
+        from_json(plain(path).read_bytes(), str(path))
+        if path.exists()
+        else newest and newest.experiment
     )
     if newest is not None and newest.imported:
         if not accept_changes:

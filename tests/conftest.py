@@ -45,10 +45,11 @@ absl.flags.FLAGS(["tests"])
 
 # The files that take longest come first: two workers then end at about the same time.
 LONGEST = ("test_pages", "test_golden_plans", "test_sweeps", "test_train", "test_clients")
+LONGEST_HERE = ("test_step", "test_approaches")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    names = [*LONGEST, "processes"]
+    names = [*LONGEST, "processes", *LONGEST_HERE]
 
     def rank(item: pytest.Item) -> int:
         parts = (item.path.stem, item.path.parent.name)

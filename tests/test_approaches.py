@@ -1,5 +1,6 @@
 """The three approaches: on Hoffmann's points, and how often their intervals cover a known law."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,14 @@ from llama_jax.scaling.law import NAMES, PUBLISHED, Law
 from llama_jax.scaling.results import Points
 
 CHINCHILLA = ROOT.parent / "shared/data/chinchilla_points.csv"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimized():
+    """Here it is the arithmetic that takes the time: see conftest.py."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 # Hoffmann's points, as Besiroglu et al. read them off Figure 4

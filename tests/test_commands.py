@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +99,9 @@ def refused(cli) -> Callable[..., str]:
     return run
 
 
+MESH_OF_3 = ("--set", "execution.mesh.replica=3", "--set", "data.batch_size=6")
+
+
 def test_what_cannot_be_done_is_said_in_a_line(refused, experiment_file, workdir, tmp_path):
     new = ("--workdir", tmp_path / "new")
     rate = ("--set", "optimizer.peak_lr=1e-3")
@@ -112,7 +117,7 @@ def test_what_cannot_be_done_is_said_in_a_line(refused, experiment_file, workdir
         "train",
         experiment_file,
         *new,
-        *("--set", "execution.mesh.replica=3", "--set", "data.batch_size=6"),
+        *MESH_OF_3,
     )
     assert "= 3, but there are 8 devices (cpu); the nearest that works is --set exec" in line
     line = refused("evaluate", workdir, "--set", "execution.mesh.fsdp=4")
@@ -137,6 +142,36 @@ def test_what_cannot_be_done_is_said_in_a_line(refused, experiment_file, workdir
     assert "--multihost: got '1,2'" in refused("train", experiment_file, *new, "--multihost", "1,2")
     assert "metrics.jsonl; it is written by llama-jax train" in refused("plot", tmp_path / "no")
     assert "no checkpoint '7'" in refused("sample", f"{workdir}@7", "--prompt", "x")
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("table.csv", "fit {path} --out {directory}/fit"),
+        ("laws.json", "budget --laws {path} --inference-tokens 1e12 --quality-of 7e9"),
+        ("run/metrics.jsonl", "plot {directory}/run"),
+        ("run/config.json", "train quickstart --workdir {directory}/run"),
+        ("tokenizer.model", "show quickstart --set data.tokenizer={path}"),
+        ("books/train.jsonl", "prepare quickstart --set data.corpus={directory}"),
+    ],
+)
+def test_nothing_waits_for_the_other_end_of_a_pipe(refused, tmp_path, path, command):
+    """Where a file should be. A command that opens it finds it empty, so that the test ends."""
+    fifo = tmp_path / path
+    fifo.parent.mkdir(exist_ok=True)
+    os.mkfifo(fifo)
+    threading.Thread(target=lambda: open(fifo, "wb").close(), daemon=True).start()
+    mine = ("--set", f"data.store={tmp_path}/store", "--set", "data.mixture=(('books', 1.0),)")
+    words = command.format(path=fifo, directory=tmp_path).split()
+    line = refused(*words, *mine * ("quickstart" in words))
+    assert str(fifo) in line
+    assert "is neither a file nor" in line or "is no regular file" in line
+
+
+def test_a_wrong_mesh_is_refused_before_a_store_is_written(refused, tmp_path):
+    store = ("--set", f"data.store={tmp_path}/store", "--workdir", tmp_path / "run")
+    assert "there are 8 devices" in refused("train", "quickstart", *store, *MESH_OF_3)
+    assert not (tmp_path / "store").exists()
 
 
 def test_show_says_what_is_not_the_papers(cli):

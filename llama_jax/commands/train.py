@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from llama_jax.guards.stop import Stopped
     from llama_jax.run.lease import one_at_a_time
     from llama_jax.run.workdir import place, steps
+    from llama_jax.train import check
     from llama_jax.train import train as run_training
 
     load_init = None
@@ -59,8 +60,10 @@ def run(args: argparse.Namespace) -> int:
         claim = contextlib.nullcontext
     try:
         with claim(directory):
-            if not args.multihost and (status := ensure(experiment.data)):
-                return status
+            if not args.multihost:
+                check(experiment, directory, args.accept_changes)  # before minutes of tokenizing
+                if status := ensure(experiment.data):
+                    return status
             run_training(experiment, directory, args.accept_changes, args.profile, load_init)
     except (NonFiniteLoss, Stopped) as e:
         with contextlib.suppress(OSError):  # of a terminal that is gone

@@ -8,6 +8,7 @@ from etils import epath
 
 from llama_jax.config import Experiment, UserError
 from llama_jax.experiment import IDENTITY, fields, from_json
+from llama_jax.plain_file import plain
 from llama_jax.run.metrics import read_metrics
 from llama_jax.run.workdir import config_file, metrics_file, write_whole
 
@@ -35,7 +36,7 @@ def plot_curves(workdirs: Sequence[epath.Path], out: epath.Path) -> epath.Path:
     import matplotlib.pyplot as plt
 
     names = [config_file(workdir) for workdir in workdirs]
-    told_apart = varied([from_json(name.read_text(), str(name)) for name in names])
+    told_apart = varied([from_json(plain(name).read_text(), str(name)) for name in names])
     # Runs that are near in what was swept have colours that are.
     order = sorted(range(len(workdirs)), key=lambda i: [_rank(v) for v in told_apart[i].values()])
     colours = matplotlib.colormaps["viridis"]

@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from llama_jax.config import UserError
+from llama_jax.plain_file import plain
 
 LATEST = 0.75  # of its expiry, until when a lease may still be renewed
 RUN_EXPIRY = 60.0  # seconds
@@ -193,7 +194,7 @@ def one_at_a_time(workdir: epath.Path) -> Iterator[None]:
 
 def _in_use(workdir: epath.Path, other: Lease) -> str:
     try:
-        since = other.path.read_text()
+        since = plain(other.path).read_text()
     except OSError:  # released since
         since = ""
     return (

@@ -10,6 +10,7 @@ import jax
 from etils import epath
 
 from llama_jax.config import UserError
+from llama_jax.plain_file import plain
 from llama_jax.run.workdir import metrics_file, naming, tensorboard_dir, write_whole
 
 FLUSH_SECONDS = 30.0  # between which TensorBoard may see nothing new
@@ -100,7 +101,7 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
     """
     path = metrics_file(workdir)
     try:
-        rows = [_row(line) for line in path.read_bytes().split(b"\n")]
+        rows = [_row(line) for line in plain(path).read_bytes().split(b"\n")]
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror or e}") from e
     while rows and rows[-1] is None:

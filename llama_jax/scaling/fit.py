@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.config import UserError
+from llama_jax.plain_file import plain
 from llama_jax.progress import Progress
 from llama_jax.scaling import envelope, isoflop, parametric
 from llama_jax.scaling.law import NAMES, PUBLISHED, PUBLISHED_RANGES, Law, PowerLaw
@@ -268,8 +269,9 @@ def read_law(name: str) -> tuple[Law, Law | None, dict[str, tuple[float, float]]
     PUBLISHED, which have no bootstrap. Raise UserError for what is neither."""
     if name in PUBLISHED:
         return PUBLISHED[name], None, PUBLISHED_RANGES
+    path = plain(Path(name))
     try:
-        laws = json.loads(Path(name).read_text())
+        laws = json.loads(path.read_text())
         third = laws["approach_3"]
         law = Law(**{key: float(third["law"][key]) for key in NAMES})
         samples = Law(**{key: np.array(third["samples"][key], np.float64) for key in NAMES})

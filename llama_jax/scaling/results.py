@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.config import UserError
+from llama_jax.plain_file import plain
 
 SMALLEST = 1_000  # parameters of a model, and tokens of a run
 FAR = 300  # C / 6ND, or its inverse: more than parameters without embeddings make of it
@@ -63,7 +64,7 @@ class Points:
 def read(path: Path, columns: Columns, min_tokens_per_param: float = 0.0) -> Points:
     """Read a table. Raise UserError if it cannot be read, naming file, column and line."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with plain(path).open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             header = [name for name in reader.fieldnames or ()]
             lines = [(reader.line_num, row) for row in reader]

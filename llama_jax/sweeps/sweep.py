@@ -28,6 +28,7 @@ from llama_jax.data import store
 from llama_jax.experiment import check_types, identity, validate
 from llama_jax.flops import model_flops_per_token, num_params
 from llama_jax.loading import called, execute, override, with_vocabulary
+from llama_jax.plain_file import plain
 from llama_jax.run.curves_figure import varied
 from llama_jax.run.lease import held, leases, living
 from llama_jax.run.metrics import read_metrics
@@ -177,7 +178,7 @@ def _reason(run: Run) -> str:
 def _record(path: epath.Path, names: Sequence[str]) -> dict:
     """Read finished.json or failed.json. Raise UserError if it does not hold what `names` say."""
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(plain(path).read_bytes())
         if isinstance(record, dict) and record.keys() >= set(names):
             return record
         problem = f"expected a JSON object with {', '.join(names)}"
