@@ -14,6 +14,7 @@ from llama_jax.data import tokenizer as vocabularies
 from llama_jax.formats import gguf, hf, litgpt, llama2c, meta, native, vocabulary
 from llama_jax.formats.format import Format
 from llama_jax.formats.parameters import check_known, num_values
+from llama_jax.formats.proofs.compare import describe
 from llama_jax.formats.proofs.prove import loses_spaces, passes, prove
 from llama_jax.formats.weights import Weights, write_json
 from llama_jax.progress import Meter
@@ -209,16 +210,6 @@ def _reasons(verification: dict) -> str:
     if wrong := verification["tensors"]:
         reasons.append(wrong[0] + f", and {len(wrong) - 1} more tensors do" * (len(wrong) > 1))
     return "; ".join(reasons)
-
-
-def describe(figures: dict[str, float | None]) -> str:
-    if None in figures.values():
-        return "logits are not finite"
-    return (
-        f"logits differ by {figures['max_rel']:.2g} of their standard deviation at the most "
-        f"({figures['max_abs']:.2g}), KL {figures['kl']:.2g}, greedy agreement "
-        f"{figures['greedy_agreement']:.1%}"
-    )
 
 
 def _sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from llama_jax.formats.proofs.forward import logits_of_files
 from llama_jax.formats.vocabulary import CONTROL, UNKNOWN, UNUSED
 from llama_jax.formats.weights import Weights
 
+Figures = dict[str, float | None]  # of logits that are compared; None for what is not finite
 SPECIAL = (UNKNOWN, CONTROL, UNUSED)  # pieces that programs write in ways of their own
 
 
@@ -104,7 +105,7 @@ def wrong_tokens(source: Weights, files: Files, texts: Iterable[str]) -> list[st
     return wrong
 
 
-def compare(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None]:
+def compare(logits: np.ndarray, reference: np.ndarray) -> Figures:
     """Return how far logits are from reference, both [B, T, V]; None for what is not finite."""
     differences, kl = [], []
     for x_TV, reference_TV in zip(logits, reference, strict=True):
@@ -122,8 +123,18 @@ def compare(logits: np.ndarray, reference: np.ndarray) -> dict[str, float | None
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
-def within(figures: dict[str, float | None], tolerance: float) -> bool:
+def within(figures: Figures, tolerance: float) -> bool:
     return figures["max_rel"] is not None and figures["max_rel"] <= tolerance
+
+
+def describe(figures: Figures) -> str:
+    if None in figures.values():
+        return "logits are not finite"
+    return (
+        f"logits differ by {figures['max_rel']:.2g} of their standard deviation at the most "
+        f"({figures['max_abs']:.2g}), KL {figures['kl']:.2g}, greedy agreement "
+        f"{figures['greedy_agreement']:.1%}"
+    )
 
 
 def _logsumexp(x: np.ndarray) -> np.ndarray:

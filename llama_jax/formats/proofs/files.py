@@ -49,6 +49,9 @@ class Tensor:
         return self.read(slice(0, self.shape[0]))
 
 
+Inputs = Callable[[np.ndarray, Tensor], np.ndarray]  # x as it is multiplied with a tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class Files:
     """Exported files, opened by an independent reader."""
@@ -58,6 +61,7 @@ class Files:
     differences: list[str]  # of their configuration from the checkpoint's
     encode: Callable[[str], list[int]]  # a text's tokens
     decode: Callable[[list[int]], str]  # and back
+    inputs: Inputs | None = None  # of the format's program, where it rounds them
 
 
 CAUSES = {  # what is wrong when these fields are

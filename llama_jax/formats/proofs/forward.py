@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from llama_jax.config import ModelConfig
-from llama_jax.formats.proofs.files import Conventions, Files
+from llama_jax.formats.proofs.files import Conventions, Files, Inputs
 
 
 def logits_of_files(
@@ -14,9 +14,11 @@ def logits_of_files(
     conventions: Conventions,
     tokens_BT: np.ndarray,
     dtype: type[np.floating] = np.float64,
+    inputs: Inputs | None = None,
 ) -> np.ndarray:
-    """Return fp32 [B, T, V] of files that have the shapes of cfg. dtype: of the arithmetic.
+    """Return fp32 [B, T, V] of files that have the shapes of cfg.
 
+    dtype: of the arithmetic; inputs: what is multiplied with a tensor, where it is to be rounded.
     Go layer by layer, so that a model needs no more memory than one of its layers.
     """
     c = conventions
@@ -29,6 +31,7 @@ def logits_of_files(
         if c.swapped:
             role = {"gate": "up", "up": "gate"}.get(role, role)
         tensor = files.tensor(role, layer)
+        x = inputs(x, tensor) if inputs else x
         if role == c.transposed:
             return x @ tensor.whole().astype(dtype)
         y = np.empty((*x.shape[:-1], tensor.shape[0]), out)

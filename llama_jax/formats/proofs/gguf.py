@@ -42,7 +42,7 @@ FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp
 
 def open_files(directory: Path, source: Weights, dtype: str) -> Files:
     """Open an export of `source`. Its tensors raise Unreadable."""
-    from gguf import GGUFReader, dequantize
+    from gguf import GGMLQuantizationType, GGUFReader, dequantize, quantize
 
     path, cfg = directory / "model.gguf", source.cfg
     reader = GGUFReader(path)
@@ -72,13 +72,21 @@ def open_files(directory: Path, source: Weights, dtype: str) -> Files:
 
         return Tensor(name, tuple(map(int, reversed(shape))), read)
 
+    def inputs(x: np.ndarray, factor: Tensor) -> np.ndarray:
+        kind = where[factor.name][4]
+        if kind.name == "Q4_0":  # which llama.cpp multiplies with Q8_0
+            kind = GGMLQuantizationType.Q8_0
+        values = quantize(np.ascontiguousarray(x, np.float32), kind)
+        return dequantize(values, kind).astype(x.dtype)
+
     eps = values["llama.attention.layer_norm_rms_epsilon"]
     theta = values["llama.rope.freq_base"]
     conventions = Conventions(norm_eps=eps, rope_theta=theta, q_pairs=True, k_pairs=True)
     names = names_of(NAMES, cfg)
     found = differences(path.name, values, _expected_fields(source, dtype, len(names)))
     found += extra("tensor", path.name, where, names) + extra_files(directory, [path.name])
-    return Files(conventions, tensor, found, *_coders(path, values, source))
+    rounds = None if dtype == "f32" else inputs
+    return Files(conventions, tensor, found, *_coders(path, values, source), rounds)
 
 
 def _coders(path: Path, values: dict[str, Any], source: Weights) -> tuple[Encode, Decode]:
