@@ -19,6 +19,7 @@ from helpers.processes import environment
 from llama_jax.config import MeshConfig, ModelConfig
 from llama_jax.data.tokenizer import MUST_SURVIVE
 from llama_jax.formats import convert
+from llama_jax.formats.proofs import client as clients
 from llama_jax.generation.sampling import Sampling, nucleus
 from llama_jax.model import Llama, RMSNorm
 from llama_jax.opened import open_model
@@ -157,9 +158,10 @@ def test_models_with_a_byte_level_tokenizer_are_those_of_transformers(tmp_path, 
     assert np.abs(model.logits(tokens.tolist()) - logits).max() < 1e-5 * np.abs(logits).max()
 
     convert.convert(convert.open_source(tmp_path / "hf"), "hf", tmp_path / "ours", "f32")
-    (tmp_path / "ours.texts.json").write_text(json.dumps({text: text for text in texts}))
-    client = ROOT / "tests/helpers/clients.py"
-    subprocess.run([sys.executable, client, "transformers", tmp_path / "ours"], check=True)
-    again = np.load(tmp_path / "ours.transformers.npy")
-    assert np.abs(again - logits).max() < 1e-5 * np.abs(logits).max()
-    assert json.loads((tmp_path / "ours.transformers.json").read_text()) == ids[:-1]
+    place = tmp_path / "place"
+    place.mkdir()
+    clients.write_request(place, tmp_path / "ours", tokens, list(texts), bos=kind == "llama3")
+    clients.run(sys.executable, "transformers", place)
+    reply = clients.read_reply(place)
+    assert np.abs(reply.logits_BTV - logits).max() < 1e-5 * np.abs(logits).max()
+    assert reply.ids == ids[:-1] and reply.decoded == list(texts)
