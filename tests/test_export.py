@@ -105,6 +105,15 @@ def test_what_cannot_be_exported_is_said_in_a_line(cli, runs, tmp_path, monkeypa
     done = cli(*command[:-2], "--set", "model.rope_theta=500")
     assert done.returncode == 2
     assert "--set: got model.rope_theta=500.0, but the checkpoint" in done.stderr
+    client = ("export", runs / "gqa", "--out", tmp_path / "out", "--client", tmp_path / "python")
+    for options, said in (
+        (("--to", "meta"), "--client belongs to --to hf or gguf or litgpt; got --to meta"),
+        (("--to", "hf", "--no-verify"), "--client compares with what --no-verify leaves out"),
+        (("--to", "hf"), f"--client: cannot run '{tmp_path}/python': No such file or directory;"),
+    ):
+        done = cli(*client, *options)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+        assert not list(tmp_path.glob("out*"))
     large = dataclasses.replace(GQA, init_std=60_000.0)
     save_random(large, tmp_path / "large")
     refused("--type: .*layers/.* has a value beyond .* of f16", "hf", "f16", tmp_path / "large")

@@ -41,6 +41,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not compare the files' logits with the source's",
     )
+    parser.add_argument(
+        "--client",
+        nargs="?",
+        const=sys.executable,
+        metavar="PYTHON",
+        help="compute the same in transformers, llama.cpp or litgpt, too, as installed for PYTHON "
+        "(default: the one that runs this)",
+    )
     parser.add_argument("--tokenizer", type=Path, help="of SOURCE, where none comes with it")
 
 
@@ -56,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
             given[option] = value
     try:
         verify = not args.no_verify
-        manifest = convert.convert(_open(args), args.to, args.out, args.type, given, verify)
+        manifest = convert.convert(
+            _open(args), args.to, args.out, args.type, given, verify, args.client
+        )
     except convert.WrongExport as e:
         print(f"llama-jax export: {e}", file=sys.stderr)
         return 1

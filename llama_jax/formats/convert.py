@@ -14,7 +14,8 @@ from llama_jax.data import tokenizer as vocabularies
 from llama_jax.formats import gguf, hf, litgpt, llama2c, meta, native, vocabulary
 from llama_jax.formats.format import Format
 from llama_jax.formats.parameters import check_known, num_values
-from llama_jax.formats.proofs.compare import describe
+from llama_jax.formats.proofs import client as clients
+from llama_jax.formats.proofs.compare import accepted, describe
 from llama_jax.formats.proofs.prove import loses_spaces, passes, prove
 from llama_jax.formats.weights import Weights, write_json
 from llama_jax.progress import Meter
@@ -120,12 +121,14 @@ def convert(
     dtype: str,
     options: dict[str, Any] | None = None,
     verify: bool = True,
+    client: str | None = None,
 ) -> dict:
     """Write the directory `out`, and return what its export.json says, if the format has one.
 
     to: a key of FORMATS; dtype: of the numbers; options: of the format, in place of its defaults;
-    verify: where the format has an independent reader. Raise UserError; or WrongExport, and leave
-    the files under another name, if their logits are not the source's.
+    verify: where the format has an independent reader; client: a Python that has the program which
+    the format is for, to compute the same, too. Raise UserError; or WrongExport, and leave the
+    files under another name, if their logits are not the source's.
     """
     check_known(source.cfg)
     out, form = Path(out), FORMATS.get(to)
@@ -144,6 +147,7 @@ def convert(
             f"--out: {draft} is there already, of an export that was refused or cut short; remove "
             "it, or give another name"
         )
+    program = _find_client(to, client, verify) if client is not None else None
     meter = Meter((1 + proven * passes(dtype)) * 4 * num_values(source.cfg))
     try:
         metered = source.observed(lambda num_bytes: meter.add(num_bytes, "writing"))
@@ -153,7 +157,7 @@ def convert(
         except OSError as e:
             raise UserError(f"--out: cannot write {out}: {_unwritten(draft, e)}") from e
         source.verify()
-        verification = prove(source, draft, form, dtype, meter) if proven else None
+        verification = prove(source, draft, form, dtype, meter, program) if proven else None
         manifest = {
             "format": to,
             "type": dtype,
@@ -178,6 +182,17 @@ def convert(
     return manifest
 
 
+def _find_client(to: str, python: str, verify: bool) -> clients.Client:
+    """Return the program that a format is for. Raise UserError if there is none to be asked."""
+    packages = FORMATS[to].client
+    if not packages:
+        takers = " or ".join(name for name, form in FORMATS.items() if form.client)
+        raise UserError(f"--client belongs to --to {takers}; got --to {to}")
+    if not verify:
+        raise UserError("--client compares with what --no-verify leaves out; give one of the two")
+    return clients.find(packages, python)
+
+
 def _unwritten(draft: Path, error: OSError) -> str:
     """Return which file could not be written, and why; numpy and gguf do not say either."""
     last = max(draft.glob("*"), key=lambda path: path.stat().st_mtime_ns, default=draft)
@@ -194,12 +209,22 @@ def summary(out: Path, manifest: dict) -> list[str]:
     if isinstance(verification, str):
         return [*lines, "not verified: nothing says that it computes what the checkpoint does"]
     lines.append(f"verified, read anew: {describe(verification['conversion'])}")
+    if asked := verification.get("client"):
+        line = f"verified in {_name(asked)}: {describe(asked['logits'])}"
+        rounds = f" ({accepted(asked['limits'])}, since it rounds activations)"
+        lines.append(line + rounds * ("kl" in asked["limits"]))
     if manifest["type"] != "f32":
         lines.append(f"what {manifest['type']} costs: {describe(verification['rounding'])}")
     return lines
 
 
+def _name(asked: dict) -> str:
+    return f"{asked['name']} {asked['version']}"
+
+
 def _reasons(verification: dict) -> str:
+    if asked := verification.get("client"):  # which is only asked about files that are proven
+        return f"in {_name(asked)}, {'; '.join(asked['causes'])}"
     causes = "; ".join(verification["causes"]) or "none of the usual ones"
     if "conversion" not in verification:
         return causes

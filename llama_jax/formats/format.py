@@ -34,4 +34,5 @@ class Format:
 
     # Proving: open_files(directory, weights, dtype) by an independent reader.
     open_files: Callable[[Path, Weights, str], Files] | None = None
+    client: tuple[str, ...] = ()  # the packages to install for its program, which comes first
     keeps_spaces: bool = False  # its programs remove no extra spaces, even if the tokenizer does

@@ -376,5 +376,6 @@ FORMAT = Format(
     dtypes=(*DTYPES, *QUANTISED),
     rounded=rounded,
     open_files=proof.open_files,
+    client=("llama-cpp-python",),
     keeps_spaces=True,
 )

@@ -356,4 +356,5 @@ FORMAT = Format(
     dtypes=tuple(DTYPES),
     options={"shard_bytes": 5_000_000_000},
     open_files=proof.open_files,
+    client=("transformers", "torch"),
 )

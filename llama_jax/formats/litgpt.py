@@ -76,4 +76,4 @@ def _config(weights: Weights) -> dict:
     }
 
 
-FORMAT = Format(write=write, dtypes=tuple(DTYPES), open_files=proof.open_files)
+FORMAT = Format(write=write, dtypes=tuple(DTYPES), open_files=proof.open_files, client=("litgpt",))

@@ -137,6 +137,11 @@ def describe(figures: Figures) -> str:
     )
 
 
+def accepted(limits: dict[str, float]) -> str:
+    """Return the most that some figures may be, for people."""
+    return ", ".join(f"{name} {limit:.2g}" for name, limit in limits.items()) + " accepted"
+
+
 def _logsumexp(x: np.ndarray) -> np.ndarray:
     top = x.max(-1, keepdims=True)
     return top + np.log(np.sum(np.exp(x - top), -1, keepdims=True))
