@@ -198,7 +198,10 @@ def test_a_workdir_that_was_moved_has_its_tokenizer(good, tmp_path):
 
 
 def test_an_import_cut_short_is_no_checkpoint_and_one_without_fingerprints_is_damaged(tmp_path):
-    workdir, cfg = epath.Path(tmp_path), ModelConfig(num_layers=1, embed_dim=8, num_heads=2)
+    workdir, cfg = (
+        epath.Path(tmp_path),
+        ModelConfig(num_layers=1, embed_dim=8, num_heads=2, vocab_size=256),
+    )
     experiment = load(str(ROOT / "experiments/quickstart.py"))
     experiment = dataclasses.replace(experiment, model=cfg)
     for array in native.create(workdir, experiment).values():
