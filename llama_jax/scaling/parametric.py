@@ -117,6 +117,7 @@ def _objective(theta, weights_P, data):
     """Return the weighted sum of Huber's function over HUBER_DELTA, which makes it of order 1."""
     a, b, e, alpha, beta = theta
     log_params_P, log_tokens_P, log_loss_P = data
-    terms = (a - alpha * log_params_P, b - beta * log_tokens_P, jnp.full_like(log_loss_P, e))
-    error_P = jax.nn.logsumexp(jnp.stack(terms), axis=0) - log_loss_P
+    # Not logsumexp, which takes five times as long: nothing on the way from GRID leaves fp64.
+    loss_P = jnp.exp(a - alpha * log_params_P) + jnp.exp(b - beta * log_tokens_P) + jnp.exp(e)
+    error_P = jnp.log(loss_P) - log_loss_P
     return jnp.sum(weights_P * optax.huber_loss(error_P, delta=HUBER_DELTA)) / HUBER_DELTA
