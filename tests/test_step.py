@@ -1,6 +1,7 @@
 """One optimizer step: every mesh, micro-batches and remat policies against one device."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from llama_jax.config import (
     REMAT_POLICIES,
     Experiment,
     MeshConfig,
+    ModelConfig,
     UserError,
 )
 from llama_jax.optimizer import make_optimizer
@@ -27,6 +29,13 @@ from llama_jax.step import (
 NUM_STEPS = 4
 
 
+@functools.cache
+def initial(model: ModelConfig, mesh_cfg: MeshConfig):
+    """The program that makes the initial state, of BASE but for these two."""
+    experiment = replace(dataclasses.replace(BASE, model=model), "execution", mesh=mesh_cfg)
+    return jax.jit(lambda: init_state(experiment))
+
+
 def run(experiment: Experiment, num_steps: int = NUM_STEPS):
     """(losses, final state, compiled step) of a few steps on the experiment's mesh, or on one
     device if it has none."""
@@ -36,7 +45,7 @@ def run(experiment: Experiment, num_steps: int = NUM_STEPS):
     sharding = batch_sharding(mesh, mesh_cfg, "ABT")
     losses = []
     with jax.set_mesh(mesh):
-        state = jax.jit(lambda: init_state(experiment))()
+        state = initial(experiment.model, mesh_cfg)()
         train_step = make_train_step(experiment, next_token_loss(experiment.execution))
         for step in range(num_steps):
             rows = {k: v.reshape(A, 8 // A, 24) for k, v in packed_batch(step).items()}
@@ -153,7 +162,7 @@ def test_bf16_is_close_to_fp32(reference):
 
 def test_bf16_gradients_are_summed_in_fp32(one_device):
     """Of a token that is everywhere, too: 4,096 times a bf16 sum would stop growing at 256."""
-    model = jax.jit(lambda: init_state(BASE))().params
+    model = initial(BASE.model, BASE.execution.mesh)().params
     tokens = np.where(np.random.default_rng(0).random((16, 256)) < 0.9, 7, 9).astype(np.int32)
     batch = {
         "tokens": tokens,
@@ -170,14 +179,14 @@ def test_bf16_gradients_are_summed_in_fp32(one_device):
 
 
 def test_the_old_state_is_donated(one_device):
-    state = jax.jit(lambda: init_state(BASE))()
+    state = initial(BASE.model, BASE.execution.mesh)()
     batch = {k: jnp.asarray(v)[None] for k, v in packed_batch(0).items()}
     make_train_step(BASE, next_token_loss(BASE.execution))(state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
 
 
 def test_evaluation_is_the_same_loss_without_an_update(one_device):
-    state = jax.jit(lambda: init_state(BASE))()
+    state = initial(BASE.model, BASE.execution.mesh)()
     batch = {k: jnp.asarray(v) for k, v in packed_batch(0).items()}
     loss, targets = make_eval_step(LOSS)(state.params, None, batch)
     assert int(targets) == (packed_batch(0)["targets"] >= 0).sum()
