@@ -13,6 +13,7 @@ from llama_jax.data.schedule import Schedule
 from llama_jax.evaluation.perplexity import validation_losses
 from llama_jax.experiment import differences, from_json, to_json
 from llama_jax.flops import executed_flops, num_params
+from llama_jax.guards.agreement import agree
 from llama_jax.guards.monitor import FIRST_STEPS, Monitor
 from llama_jax.guards.stop import Stop
 from llama_jax.model import Llama
@@ -48,9 +49,14 @@ def train(
     Stopped if SIGTERM or SIGHUP asked for it, OSError if a file of the run cannot be written.
     """
     data, run, execution = experiment.data, experiment.run, experiment.execution
-    mesh = check(experiment, workdir, accept_changes)
-    origin = Origin(store.digest(data), tokenizer.sha256(data.tokenizer))
-    store.check_tokenizer(data, experiment.model.vocab_size)
+
+    def check_all() -> tuple[jax.sharding.Mesh, Origin]:
+        mesh = check(experiment, workdir, accept_changes)
+        origin = Origin(store.digest(data), tokenizer.sha256(data.tokenizer))
+        store.check_tokenizer(data, experiment.model.vocab_size)
+        return mesh, origin
+
+    mesh, origin = agree(experiment, check_all)
     sharding = batch_sharding(mesh, execution.mesh, "ABT")
 
     with jax.set_mesh(mesh):

@@ -139,7 +139,12 @@ def test_what_cannot_be_done_is_said_in_a_line(refused, experiment_file, workdir
     assert "data.tokenizer: got 'embedded', but source github of the token store" in line
     line = refused("train", experiment_file, *new, "--set", "data.store=gs://BUCKET/store")
     assert "data.store: got 'gs://BUCKET/store', which cannot be read or written" in line
-    assert "--multihost: got '1,2'" in refused("train", experiment_file, *new, "--multihost", "1,2")
+    for job in ("", "1,2", "a:1,2,x"):
+        line = refused("train", experiment_file, *new, "--multihost", job)
+        assert f"--multihost: got {job!r}, expected no value on a pod" in line
+    line = refused("train", experiment_file, *new, "--multihost", "a:1,2,2")
+    assert "--multihost: got process 2 of 2" in line
+    assert "JAX knows of no pod here" in refused("train", experiment_file, *new, "--multihost")
     assert "metrics.jsonl; it is written by llama-jax train" in refused("plot", tmp_path / "no")
     assert "no checkpoint '7'" in refused("sample", f"{workdir}@7", "--prompt", "x")
 

@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
     if experiment.init:
         from llama_jax.opened import initial_params as load_init
     directory, claim = place(workdir), one_at_a_time
-    if args.multihost and _join(args.multihost) > 0:  # the first process claims it for all
-        claim = contextlib.nullcontext
+    if args.multihost is not None and _join(args.multihost) > 0:
+        claim = contextlib.nullcontext  # the first process claims it for all
     try:
         with claim(directory):
-            if not args.multihost:
+            if args.multihost is None:
                 check(experiment, directory, args.accept_changes)  # before minutes of tokenizing
                 if status := ensure(experiment.data):
                     return status
@@ -77,18 +77,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _join(job: str) -> int:
-    """Join the other processes, and return the index of this one."""
+    """Join the other processes, once all are there, and return the index of this one."""
     import jax
+    from jax._src.clusters import ClusterEnv
 
+    from llama_jax.guards.roll_call import SECONDS, roll_call
+
+    accepted = "no value on a pod that JAX knows, or ADDRESS:PORT,PROCESSES,INDEX"
     try:
-        if job == "auto":
-            jax.distributed.initialize()
-            return jax.process_index()
-        address, processes, index = job.split(",")
-        jax.distributed.initialize(address, int(processes), int(index))
-        return int(index)
+        if job == "auto":  # as jax.distributed.initialize() finds them
+            address, processes, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+                None, None, None, None, None, round(SECONDS)
+            )
+        else:
+            address, *numbers = job.split(",")
+            (processes, index), devices = map(int, numbers), None
+        if address is None or processes is None or index is None:
+            raise UserError(f"--multihost: JAX knows of no pod here; expected {accepted}")
+        roll_call(address, processes, index)
+        jax.distributed.initialize(address, processes, index, devices)
+        return index
     except (ValueError, RuntimeError) as e:
-        raise UserError(
-            f"--multihost: got {job!r}, expected no value on a pod that JAX knows, or "
-            f"ADDRESS:PORT,PROCESSES,INDEX; {e}"
-        ) from e
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"--multihost: got {job!r}, expected {accepted}; {e}") from e

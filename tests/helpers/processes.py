@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 
@@ -38,6 +39,33 @@ def child(code: str, *args, **options) -> subprocess.CompletedProcess:
     env = os.environ | {"PYTHONPATH": environment()["PYTHONPATH"]}
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(command, env=env, capture_output=True, text=True, **options)
+
+
+def start_pod(
+    *args, of_second: tuple = (), code_of_second: str | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start the two processes of a pod, each with half of the devices. Their stdout has all.
+
+    of_second: arguments that only the second has; code_of_second: where its llama_jax lies.
+    """
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    mesh = ("--set", "execution.mesh.fsdp=2")
+    pod = []
+    for index, own in enumerate(((), of_second)):
+        command = [sys.executable, "-m", "llama_jax", *args, *mesh, *own]
+        pod.append(
+            subprocess.Popen(
+                [*map(str, command), "--multihost", f"{address},2,{index}"],
+                cwd=code_of_second if index else None,  # of which -m takes the package
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return pod
 
 
 def has_torch() -> bool:

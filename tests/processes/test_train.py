@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import pytest
 from etils import epath
 
 from helpers.damage import largest_file, truncate
-from helpers.processes import environment
+from helpers.processes import environment, start_pod
 from helpers.runs import NUM_STEPS, fingerprints, losses
 from llama_jax.config import MeshConfig
 from llama_jax.run import checkpoint
@@ -295,24 +294,6 @@ def test_a_save_that_meets_a_full_disk_is_one_line(experiment_file, tmp_path):
 
 
 # A pod
-
-
-def start_pod(*args) -> list[subprocess.Popen[str]]:
-    """Start the two processes of a pod."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{s.getsockname()[1]}"
-    pod = ("--set", "execution.mesh.fsdp=2", "--multihost")
-    return [
-        subprocess.Popen(
-            command(*args, *pod, f"{address},2,{index}"),
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
 
 
 def test_a_pod_stops_after_one_step_when_one_process_is_terminated(experiment_file, tmp_path):
