@@ -5,10 +5,14 @@ import contextlib
 import errno
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
 from llama_jax.loading import load
+
+if TYPE_CHECKING:
+    from llama_jax.guards.pod import Pod
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,15 +60,18 @@ def run(args: argparse.Namespace) -> int:
     if experiment.init:
         from llama_jax.opened import initial_params as load_init
     directory, claim = place(workdir), one_at_a_time
-    if args.multihost is not None and _join(args.multihost) > 0:
-        claim = contextlib.nullcontext  # the first process claims it for all
     try:
-        with claim(directory):
-            if args.multihost is None:
-                check(experiment, directory, args.accept_changes)  # before minutes of tokenizing
-                if status := ensure(experiment.data):
-                    return status
-            run_training(experiment, directory, args.accept_changes, args.profile, load_init)
+        with _joined(args.multihost) as pod:
+            if pod and pod.index > 0:
+                claim = contextlib.nullcontext  # the first process claims it for all
+            with claim(directory):
+                if pod is None:
+                    check(
+                        experiment, directory, args.accept_changes
+                    )  # before minutes of tokenizing
+                    if status := ensure(experiment.data):
+                        return status
+                run_training(experiment, directory, args.accept_changes, args.profile, load_init)
     except (NonFiniteLoss, Stopped) as e:
         with contextlib.suppress(OSError):  # of a terminal that is gone
             print(f"llama-jax train: {e}", file=sys.stderr)
@@ -76,11 +83,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _join(job: str) -> int:
-    """Join the other processes, once all are there, and return the index of this one."""
+def _joined(job: str | None) -> contextlib.AbstractContextManager["Pod | None"]:
+    """Join the other processes of a job, if there are any, once all are there."""
+    if job is None:
+        return contextlib.nullcontext()
     import jax
     from jax._src.clusters import ClusterEnv
 
+    from llama_jax.guards.pod import Pod
     from llama_jax.guards.roll_call import SECONDS, roll_call
 
     accepted = "no value on a pod that JAX knows, or ADDRESS:PORT,PROCESSES,INDEX"
@@ -94,9 +104,9 @@ def _join(job: str) -> int:
             (processes, index), devices = map(int, numbers), None
         if address is None or processes is None or index is None:
             raise UserError(f"--multihost: JAX knows of no pod here; expected {accepted}")
-        roll_call(address, processes, index)
+        lines = roll_call(address, processes, index)
         jax.distributed.initialize(address, processes, index, devices)
-        return index
+        return Pod(index, lines)
     except (ValueError, RuntimeError) as e:
         if isinstance(e, UserError):
             raise

@@ -19,11 +19,15 @@ PAUSE = 0.2  # seconds between two calls
 MOST_BYTES = 65_536  # of what one says
 
 
-def roll_call(address: str, processes: int, index: int, seconds: float = SECONDS) -> None:
+Lines = dict[int, tuple[str, socket.socket]]  # (host, connection) by process
+
+
+def roll_call(address: str, processes: int, index: int, seconds: float = SECONDS) -> Lines:
     """Return when all processes have come; each calls this. Raise UserError, on all that have, if
     one has not within so many seconds, or has twice.
 
-    address: HOST:PORT of process 0.
+    address: HOST:PORT of process 0. What is returned is open: on process 0 to all others, on these
+    to process 0.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
@@ -31,49 +35,55 @@ def roll_call(address: str, processes: int, index: int, seconds: float = SECONDS
     if not 0 <= index < processes:
         raise UserError(f"--multihost: got process {index} of {processes}, expected 0 or more")
     if index == 0:
-        problem = _call(int(port), processes, seconds)
-    else:
-        problem = _answer(host.strip("[]"), int(port), index, seconds)
-    if problem:
-        raise UserError(f"--multihost: {problem}")
+        return _call(int(port), processes, seconds)
+    return {0: _answer(host.strip("[]"), int(port), index, seconds)}
 
 
-def _call(port: int, processes: int, seconds: float) -> str:
+def _call(port: int, processes: int, seconds: float) -> Lines:
     """Wait for the others, and tell them what there is to say: nothing, or what is wrong."""
-    came = {0: socket.gethostname()}
+    here, lines, problem = socket.gethostname(), Lines(), ""
+    try:
+        server = socket.create_server(("", port))
+    except OSError as e:
+        if e.errno != errno.EADDRINUSE:
+            raise
+        raise UserError(
+            f"--multihost: port {port} of {here} is in use, by another run of this command, "
+            "perhaps; end that, or give another port"
+        ) from e
     with contextlib.ExitStack() as open_connections:
-        try:
-            server = open_connections.enter_context(socket.create_server(("", port)))
-        except OSError as e:
-            if e.errno != errno.EADDRINUSE:
-                raise
-            raise UserError(
-                f"--multihost: port {port} of {came[0]} is in use, by another run of this command "
-                "perhaps; end that, or give another port"
-            ) from e
-        connections, problem = [], ""
-        for connection, (index, host) in _callers(server, time.monotonic() + seconds):
-            connections.append(open_connections.enter_context(connection))
-            if index in came or index >= processes:
-                problem = f"process {index} of {processes} came from {host}"
-                if index in came:
-                    problem += f" and from {came[index]}"
-                break
-            came[index] = host
-            if len(came) == processes:
-                break
-        if not problem and len(came) < processes:
-            missing = ", ".join(str(i) for i in range(processes) if i not in came)
-            present = ", ".join(f"{i} on {host}" for i, host in sorted(came.items()))
+        with server:
+            for connection, (index, host) in _callers(server, time.monotonic() + seconds):
+                open_connections.enter_context(connection)
+                if index in lines or index >= processes:
+                    problem = f"process {index} of {processes} came from {host}"
+                    if index in lines:
+                        problem += f" and from {lines[index][0]}"
+                        _tell(lines[index][1], problem)
+                    lines[index] = host, connection
+                    break
+                lines[index] = host, connection
+                if len(lines) == processes - 1:
+                    break
+        if not problem and len(lines) < processes - 1:
+            missing = ", ".join(str(i) for i in range(1, processes) if i not in lines)
+            present = [f"0 on {here}", *(f"{i} on {lines[i][0]}" for i in sorted(lines))]
             problem = (
                 f"of {processes} processes, {missing} did not come within {seconds:.0f} s; there "
-                f"are {present}; start the same command on every host"
+                f"are {', '.join(present)}; start the same command on every host"
             )
-        for connection in connections:
-            with contextlib.suppress(OSError):
-                connection.sendall(json.dumps(problem).encode() + b"\n")
-                connection.recv(1)  # its end: whoever closes first keeps the port for a while
-    return problem
+        for _, connection in lines.values():
+            _tell(connection, problem)
+        if problem:
+            raise UserError(f"--multihost: {problem}")
+        open_connections.pop_all()
+    return lines
+
+
+def _tell(connection: socket.socket, problem: str) -> None:
+    """Say what is wrong, if anything, to one that will listen."""
+    with contextlib.suppress(OSError):
+        connection.sendall(json.dumps([problem, socket.gethostname()]).encode() + b"\n")
 
 
 def _callers(
@@ -97,25 +107,40 @@ def _callers(
         yield connection, (index, host)
 
 
-def _answer(host: str, port: int, index: int, seconds: float) -> str:
-    """Call process 0 until it answers, and return what it says."""
+def _answer(host: str, port: int, index: int, seconds: float) -> tuple[str, socket.socket]:
+    """Call process 0 until it answers, and return its host and the open connection."""
     deadline, reason = time.monotonic() + seconds, ""
     while (left := deadline - time.monotonic()) > 0:
         try:
-            with socket.create_connection((host, port), timeout=min(left, 5.0)) as connection:
-                connection.sendall(json.dumps([index, socket.gethostname()]).encode() + b"\n")
-                connection.settimeout(seconds + 5.0)  # process 0 may have begun to wait just now
-                return str(_hear(connection))
-        except (OSError, ValueError) as e:
+            connection = socket.create_connection((host, port), timeout=min(left, 5.0))
+        except OSError as e:
             reason = str(e)
             time.sleep(PAUSE)
-    return (
-        f"process 0 did not answer at {host}:{port} within {seconds:.0f} s ({reason}); start the "
-        "same command on every host"
+            continue
+        try:
+            connection.sendall(json.dumps([index, socket.gethostname()]).encode() + b"\n")
+            connection.settimeout(seconds + 5.0)  # process 0 may have begun to wait just now
+            problem, name = _hear(connection)
+        except (OSError, ValueError, TypeError) as e:
+            connection.close()
+            reason = str(e)
+            time.sleep(PAUSE)
+            continue
+        if problem:
+            connection.close()
+            raise UserError(f"--multihost: {problem}")
+        return str(name), connection
+    raise UserError(
+        f"--multihost: process 0 did not answer at {host}:{port} within {seconds:.0f} s ({reason})"
+        "; start the same command on every host"
     )
 
 
 def _hear(connection: socket.socket):
     """Return what comes in a line of JSON. Raise OSError or ValueError for anything else."""
-    with connection.makefile("rb") as lines:
-        return json.loads(lines.readline(MOST_BYTES))
+    line = b""
+    while not line.endswith(b"\n"):  # a byte at a time: what follows is for others to read
+        if len(line) > MOST_BYTES or not (byte := connection.recv(1)):
+            raise ValueError("the line broke")
+        line += byte
+    return json.loads(line)

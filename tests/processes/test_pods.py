@@ -1,4 +1,4 @@
-"""A pod of two processes reads the batches of one."""
+"""A pod of two processes reads the batches of one, and neither waits for one that is gone."""
 
 import dataclasses
 import json
@@ -8,10 +8,12 @@ import subprocess
 import sys
 
 import numpy as np
+from etils import epath
 
-from helpers.processes import XLA_FLAGS
+from helpers.processes import XLA_FLAGS, start_pod
 from helpers.stores import take
 from llama_jax.config import BATCH_KEYS
+from llama_jax.run.workdir import steps
 
 # ---- A pod of two processes
 
@@ -40,6 +42,20 @@ def test_two_real_processes_give_the_batches_of_one(made_up, tmp_path):
     for step, batch in enumerate(expected):
         for key, name in enumerate(BATCH_KEYS):
             np.testing.assert_array_equal(seen[key][step], batch[name])
+
+
+def test_who_is_killed_is_named_and_not_waited_for(experiment_file, tmp_path):
+    workdir = tmp_path / "run"
+    endless = ("--set", "run.num_steps=100000", "--set", "upkeep.eval_every=100000")
+    pod = start_pod("train", experiment_file, "--workdir", workdir, *endless)
+    while not steps(epath.Path(workdir)):
+        assert pod[0].poll() is None
+    pod[1].kill()
+    printed = pod[0].communicate(timeout=60)[0]
+    pod[1].communicate()
+    assert pod[0].returncode == 1, printed
+    last = printed.strip().splitlines()[-1]
+    assert f"process 1 on {socket.gethostname()} is gone: it was killed" in last
 
 
 WORKER = """
