@@ -14,7 +14,7 @@ from llama_jax.guards.stop import Stopped
 
 
 @pytest.fixture
-def ended(monkeypatch) -> Iterator[Callable[[], list[int]]]:
+def ended(monkeypatch) -> Iterator[Callable[[int], list[int]]]:
     """Of how many processes the end was asked for, once it was of all that should; all within one
     second of silence."""
     statuses, asked = [], threading.Semaphore(0)
