@@ -35,6 +35,12 @@ def test_all_go_on_when_all_have_come(address):
     assert outcomes(address, 2, 1, 0) == [""] * 2  # the port is free again
 
 
+def test_one_that_is_alone_waits_for_nobody(address):
+    host, port = address.split(":")
+    with socket.create_server((host, int(port))):  # nor does it need the port
+        assert roll_call(address, 1, 0) == {}
+
+
 def test_who_does_not_come_is_named_to_all_that_do(address):
     found = outcomes(address, 5, 0, 3, 1, seconds=1.0)
     host = socket.gethostname()

@@ -65,10 +65,8 @@ def run(args: argparse.Namespace) -> int:
             if pod and pod.index > 0:
                 claim = contextlib.nullcontext  # the first process claims it for all
             with claim(directory):
-                if pod is None:
-                    check(
-                        experiment, directory, args.accept_changes
-                    )  # before minutes of tokenizing
+                if pod is None:  # what can be refused is, before minutes of tokenizing
+                    check(experiment, directory, args.accept_changes)
                     if status := ensure(experiment.data):
                         return status
                 run_training(experiment, directory, args.accept_changes, args.profile, load_init)
@@ -107,7 +105,7 @@ def _joined(job: str | None) -> contextlib.AbstractContextManager["Pod | None"]:
         lines = roll_call(address, processes, index)
         jax.distributed.initialize(address, processes, index, devices)
         return Pod(index, lines)
+    except UserError:
+        raise
     except (ValueError, RuntimeError) as e:
-        if isinstance(e, UserError):
-            raise
         raise UserError(f"--multihost: got {job!r}, expected {accepted}; {e}") from e

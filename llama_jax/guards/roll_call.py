@@ -33,7 +33,11 @@ def roll_call(address: str, processes: int, index: int, seconds: float = SECONDS
     if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
         raise UserError(f"--multihost: got the address {address!r}, expected HOST:PORT")
     if not 0 <= index < processes:
-        raise UserError(f"--multihost: got process {index} of {processes}, expected 0 or more")
+        raise UserError(
+            f"--multihost: got process {index} of {processes}, expected 0 to {processes - 1}"
+        )
+    if processes == 1:  # as on a slice of one host
+        return {}
     if index == 0:
         return _call(int(port), processes, seconds)
     return {0: _answer(host.strip("[]"), int(port), index, seconds)}
