@@ -47,7 +47,7 @@ CORE = {
         "collectives",
         "attention",
     ),
-    *("loss", "model", "optimizer", "step", "flops", "layout", "process", "plain_file"),
+    *("loss", "model", "optimizer", "step", "flops", "layout", "process", "plain_file", "hosts"),
 }
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

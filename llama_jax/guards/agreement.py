@@ -6,19 +6,16 @@ checks, and then all tell each other how these went.
 """
 
 import hashlib
-import json
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 import llama_jax
 from llama_jax.config import Experiment, UserError
 from llama_jax.experiment import PLACES, changes, from_json, to_json
+from llama_jax.hosts import gather, this_process
 from llama_jax.run.checkpoint import Origin
 
 T = TypeVar("T")
@@ -33,7 +30,7 @@ def agree(experiment: Experiment, check: Callable[[], tuple[T, Origin]]) -> tupl
     if jax.process_count() == 1:
         return check()
     mine = {
-        "host": f"{socket.gethostname()} (process {jax.process_index()})",
+        "host": this_process(),
         "code": _digest_of_code(),
         "experiment": to_json(experiment),
     }
@@ -43,7 +40,7 @@ def agree(experiment: Experiment, check: Callable[[], tuple[T, Origin]]) -> tupl
         mine |= {"store": checked[1].data_digest, "tokenizer": checked[1].tokenizer_sha256}
     except Exception as e:  # whatever it is, the others have to know
         failure, mine["refused"] = e, str(e) or type(e).__name__
-    hosts = _exchange(mine)
+    hosts = gather(mine)
     if failure is not None:
         raise failure
     if refused := [f"{host['host']}: {host['refused']}" for host in hosts if "refused" in host]:
@@ -75,13 +72,3 @@ def _digest_of_code() -> str:
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def _exchange(mine: dict[str, str]) -> list[dict[str, str]]:
-    """Return what each process gives, in their order."""
-    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: len(text)] = text
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [json.loads(bytes(row[:n])) for row, n in zip(rows, lengths, strict=True)]

@@ -29,6 +29,7 @@ from llama_jax.config import Experiment, ModelConfig, Upkeep, UserError
 from llama_jax.data import tokenizer
 from llama_jax.data.schedule import Entry, Schedule
 from llama_jax.experiment import OtherSchema, from_json, to_json
+from llama_jax.hosts import gather, together
 from llama_jax.model import Llama, by_name, param_shapes
 from llama_jax.run.fingerprint import fingerprints
 from llama_jax.run.workdir import (
@@ -291,20 +292,24 @@ def restore_newest(
             if UNFINISHED in path.name:
                 log.warning("checkpoint %s was not finished; ignored", path)
     damaged: dict[int, DamagedCheckpoint] = {}
-    for step in reversed(steps(workdir)):
+
+    def check(step: int) -> Meta:
+        meta = read_meta(workdir, step)
+        check_tokenizer(workdir, meta, experiment)
+        if not meta.imported and meta.origin.data_digest != origin.data_digest:
+            raise UserError(
+                f"data.store: {experiment.data.store} has digest {origin.data_digest[:12]}, "
+                f"but checkpoint {step} in {workdir} was trained on "
+                f"{meta.origin.data_digest[:12]}; bring that store back or use another --workdir"
+            )
+        return meta
+
+    for step in reversed(gather(steps(workdir))[0]):
         try:
-            meta = read_meta(workdir, step)
-            check_tokenizer(workdir, meta, experiment)
+            meta = together(lambda step=step: check(step), DamagedCheckpoint, UserError)
             if meta.imported:
                 params = restore_model(workdir, step, experiment)
                 state, origin = start(experiment, origin, params)
-            elif meta.origin.data_digest != origin.data_digest:
-                raise UserError(
-                    f"data.store: {experiment.data.store} has digest {origin.data_digest[:12]}, "
-                    f"but checkpoint {step} in {workdir} was trained on "
-                    f"{meta.origin.data_digest[:12]}; bring that store back or use another "
-                    "--workdir"
-                )
             else:
                 state, origin = restore_state(workdir, step, experiment), meta.origin
         except DamagedCheckpoint as e:
@@ -331,14 +336,23 @@ def restore_newest(
 def _restore(
     workdir: epath.Path, step: int, experiment: Experiment, **targets: Any
 ) -> dict[str, Any]:
-    meta = read_meta(workdir, step)
-    check_shapes(workdir, meta, experiment)
     names = {item: by_name(target) for item, target in targets.items()}
-    arrays = _read(workdir, step, **{k: ocp.args.StandardRestore(v) for k, v in names.items()})
-    for item in targets:
-        for name, fingerprint in fingerprints(arrays[item]).items():
-            if fingerprint != meta.fingerprints.get(name):
-                raise damaged(workdir, step, f"{item} array {name} is not what was saved")
+
+    def read() -> tuple[Meta, Any]:
+        meta = read_meta(workdir, step)
+        check_shapes(workdir, meta, experiment)
+        items = {item: ocp.args.StandardRestore(arrays) for item, arrays in names.items()}
+        return meta, _read(workdir, step, **items)
+
+    def compare() -> None:
+        for item, arrays in found.items():
+            for name, fingerprint in arrays.items():
+                if fingerprint != meta.fingerprints.get(name):
+                    raise damaged(workdir, step, f"{item} array {name} is not what was saved")
+
+    meta, arrays = together(read, DamagedCheckpoint, UserError)
+    found = {item: fingerprints(arrays[item]) for item in targets}
+    together(compare, DamagedCheckpoint)  # each has copies of its own
     return {
         item: jax.tree.unflatten(jax.tree.structure(target), [arrays[item][k] for k in names[item]])
         for item, target in targets.items()
@@ -368,9 +382,19 @@ def check_shape(where: str, saved: ModelConfig, wanted: ModelConfig) -> None:
             raise UserError(f"model.{field}: got {got}, but {where} has {has}; expected the same")
 
 
+def _alone() -> ocp.CheckpointManagerOptions:
+    """Return what has a process read without waiting for the others, which may fail."""
+    index = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"read_{index}"
+    )
+    return ocp.CheckpointManagerOptions(multiprocessing_options=options, create=False)
+
+
 def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
+    directory = checkpoints_dir(workdir).resolve()
     try:
-        with ocp.CheckpointManager(checkpoints_dir(workdir).resolve()) as manager:
+        with ocp.CheckpointManager(directory, options=_alone()) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as e:  # orbax, tensorstore and json each have kinds of their own
         reason = str(e).splitlines()[0].partition(" See full")[0] if str(e) else ""

@@ -42,11 +42,15 @@ def child(code: str, *args, **options) -> subprocess.CompletedProcess:
 
 
 def start_pod(
-    *args, of_second: tuple = (), code_of_second: str | None = None
+    *args,
+    of_second: tuple = (),
+    code_of_second: str | None = None,
+    second_through: tuple[str, ...] = (),
 ) -> list[subprocess.Popen[str]]:
     """Start the two processes of a pod, each with half of the devices. Their stdout has all.
 
-    of_second: arguments that only the second has; code_of_second: where its llama_jax lies.
+    of_second: arguments that only the second has; code_of_second: where its llama_jax lies;
+    second_through: a command that starts it.
     """
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -55,9 +59,10 @@ def start_pod(
     pod = []
     for index, own in enumerate(((), of_second)):
         command = [sys.executable, "-m", "llama_jax", *args, *mesh, *own]
+        through = second_through if index else ()
         pod.append(
             subprocess.Popen(
-                [*map(str, command), "--multihost", f"{address},2,{index}"],
+                [*through, *map(str, command), "--multihost", f"{address},2,{index}"],
                 cwd=code_of_second if index else None,  # of which -m takes the package
                 env=environment(),
                 stdout=subprocess.PIPE,

@@ -3,14 +3,18 @@
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 from etils import epath
 
+from helpers.damage import largest_file, truncate
 from helpers.processes import XLA_FLAGS, start_pod
+from helpers.runs import losses
 from helpers.stores import take
 from llama_jax.config import BATCH_KEYS
 from llama_jax.run.workdir import steps
@@ -56,6 +60,35 @@ def test_who_is_killed_is_named_and_not_waited_for(experiment_file, tmp_path):
     assert pod[0].returncode == 1, printed
     last = printed.strip().splitlines()[-1]
     assert f"process 1 on {socket.gethostname()} is gone: it was killed" in last
+
+
+@pytest.mark.parametrize("reader", ["all", "one"])
+def test_a_checkpoint_that_one_cannot_read_is_no_checkpoint_for_all(
+    trained, experiment_file, tmp_path, reader
+):
+    """A file that is cut short, on the disk or, by a mount of its own, for one process only."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    file = largest_file(workdir / "checkpoints/12/model")
+    through: tuple[str, ...] = ()
+    if reader == "all":
+        truncate(file)
+    else:
+        half = tmp_path / "half"
+        half.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        mount = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+        through = ("unshare", "--mount", "sh", "-c", mount, "sh", str(half), str(file))
+        if subprocess.run([*through, "true"], capture_output=True).returncode != 0:
+            pytest.skip("mounts need root")
+    pod = start_pod("train", experiment_file, "--workdir", workdir, second_through=through)
+    printed = [process.communicate()[0] for process in pod]
+    assert [process.returncode for process in pod] == [0, 0], printed
+    for text in printed:
+        (line,) = (line for line in text.splitlines() if "skipped" in line)
+        assert "checkpoints/12 is damaged" in line
+    assert "(process 1): checkpoint" in printed[0] or reader == "all"
+    assert steps(epath.Path(workdir)) == [6, 9, 12] and (workdir / "damaged/12.0").exists()
+    np.testing.assert_allclose(list(losses(workdir).values()), list(losses(trained).values()), 1e-5)
 
 
 WORKER = """
