@@ -44,6 +44,7 @@ class ModelConfig:
 
 LOSS_CHUNK = 1024  # tokens per device whose logits exist at a time
 COMPUTE_DTYPES = ("bfloat16", "float32")
+SPIKE_ACTIONS = ("stop", "skip", "roll_back")  # see guards/spikes.py
 ATTENTION_KERNELS = ("reference", "splash", "cudnn")  # any device; TPU; NVIDIA GPU
 
 
@@ -124,6 +125,7 @@ class DataConfig:
     batch_size: int  # rows in a step, over all devices and micro-batches
     seed: int = 0
     attend_across_documents: bool = False  # True: a row is one segment, as in the paper's replicas
+    damaged_rows: int = 0  # that each process may leave out, where the store cannot be read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,11 @@ class RunConfig:
     num_steps: int
     gradient_dtype: str = "float32"  # one of COMPUTE_DTYPES: of the sum over micro-batches
     seed: int = 0  # of the initial weights
+    # One of SPIKE_ACTIONS: what is done about a loss that is not finite, or a spike.
+    on_spike: str = "stop"
+    # A loss so many standard deviations above the mean of those before it is a spike; None: none
+    # is. OLMo 2 (arXiv 2501.00656) takes 6.
+    spike_deviations: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,6 +196,7 @@ class Upkeep:
     checkpoint_every: int  # steps
     keep_last: int = 3  # checkpoints
     keep_every: int | None = None  # also keep every checkpoint at a multiple of this many steps
+    hang_seconds: float = 600.0  # of a step, an evaluation or the start of a save: it hangs
     wandb_project: str | None = None  # also log to this Weights & Biases project
 
 

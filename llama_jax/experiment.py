@@ -12,6 +12,7 @@ from llama_jax.config import (
     ATTENTION_KERNELS,
     COMPUTE_DTYPES,
     REMAT_POLICIES,
+    SPIKE_ACTIONS,
     DataConfig,
     Experiment,
     ModelConfig,
@@ -72,7 +73,7 @@ def type_name(hint: typing.Any) -> str:
 
 MOST_SHOWN = 200  # characters of a value in an error
 LARGEST = 2**31 - 1  # that XLA and the steps of an optimizer count to
-ZERO_ALLOWED = ("seed", "warmup_steps", "weight_decay", "final_lr_ratio", "fsdp")
+ZERO_ALLOWED = ("seed", "warmup_steps", "weight_decay", "final_lr_ratio", "fsdp", "damaged_rows")
 Check = tuple[
     bool, str, typing.Any, str
 ]  # whether it holds, field, what was given, what is accepted
@@ -137,6 +138,7 @@ def _execution_checks(experiment: Experiment) -> Iterator[Check]:
     model, data, execution = experiment.model, experiment.data, experiment.execution
     mesh = execution.mesh
     yield _one_of("run.gradient_dtype", experiment.run.gradient_dtype, COMPUTE_DTYPES)
+    yield _one_of("run.on_spike", experiment.run.on_spike, SPIKE_ACTIONS)
     yield _one_of("execution.attention", execution.attention, ATTENTION_KERNELS)
     yield _one_of("execution.remat", execution.remat, REMAT_POLICIES)
     for field, size, axis in (

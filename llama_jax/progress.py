@@ -12,6 +12,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -68,6 +69,9 @@ class Progress:
     def note(self, text: str) -> None:
         """Print a line that stays, above the bar."""
         self.console.print(text, markup=False)
+
+    def table(self, table: Table) -> None:
+        self.console.print(table, markup=False)
 
     def close(self) -> None:
         self.bar.stop()

@@ -64,17 +64,18 @@ def next_token_loss(execution: Execution) -> Loss:
 
 
 def make_train_step(experiment: Experiment, loss: Loss):
-    """Return the compiled train step, (state, batch) -> (state, metrics); state is donated.
+    """Return the train step, (state, batch[, limit]) -> (state, metrics); state is donated.
 
     batch: [A, B, T] arrays, of which the loss takes [B, T]; gradients of the A slices are added up
     and divided by the batch's number of targets. metrics: fp32 scalars loss, grad_norm (before
-    clipping) and learning_rate, and targets, their number.
+    clipping) and learning_rate, and targets, their number. limit: fp32 scalar; if the loss is above
+    it, or something is not finite, parameters and optimizer stay, and metrics' skipped is 1.
     """
     tx = make_optimizer(experiment.optimizer, experiment.run.num_steps)
     learning_rate = learning_rate_schedule(experiment.optimizer, experiment.run.num_steps)
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def train_step(state: TrainState, batch: Batch):
+    def train_step(state: TrainState, batch: Batch, limit: jax.Array | None = None):
         def accumulate(total, micro_batch):
             # The barrier keeps XLA from moving the reductions of the gradients out of this loop:
             # it would hold them unreduced, and libtpu 0.0.42 aborts on those in two stages.
@@ -105,6 +106,16 @@ def make_train_step(experiment: Experiment, loss: Loss):
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
         }
+        if limit is not None:
+            good = (metrics["loss"] <= limit) & jnp.isfinite(metrics["grad_norm"])
+
+            def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+                # The optimizer's own counts of steps go on, and so do learning rates.
+                return jnp.where(good, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+            before = state.params, state.opt_state
+            params, opt_state = jax.tree.map(choose, (params, opt_state), before)
+            metrics["skipped"] = 1 - good.astype(jnp.int32)
         state = TrainState(
             step=state.step + 1, params=params, frozen=state.frozen, opt_state=opt_state
         )

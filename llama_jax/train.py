@@ -1,5 +1,6 @@
 """The training loop. It wires; what is computed is in step.py, what is read in data/batches.py."""
 
+import time
 from collections.abc import Callable
 
 import jax
@@ -15,13 +16,18 @@ from llama_jax.experiment import differences, from_json, to_json
 from llama_jax.flops import executed_flops, num_params
 from llama_jax.guards.agreement import agree
 from llama_jax.guards.monitor import FIRST_STEPS, Monitor
+from llama_jax.guards.pod import Pod
+from llama_jax.guards.saves import Saves
+from llama_jax.guards.spikes import RollBack, Spikes
 from llama_jax.guards.stop import Stop
 from llama_jax.model import Llama
 from llama_jax.plain_file import plain
 from llama_jax.run import checkpoint
+from llama_jax.run.attempt import Attempt
 from llama_jax.run.checkpoint import Origin
 from llama_jax.run.loss_figure import plot_losses
 from llama_jax.run.metrics import check_wandb
+from llama_jax.run.profile import Profile
 from llama_jax.run.workdir import config_file, profile_dir, tokenizer_file, write_whole
 from llama_jax.sharding import batch_sharding, check_host_memory, mesh_of
 from llama_jax.step import (
@@ -39,16 +45,20 @@ def train(
     accept_changes: bool,
     profile_steps: int = 0,
     load_init: Callable[[Experiment], Llama] | None = None,
+    pod: Pod | None = None,
+    began: float | None = None,
 ) -> None:
     """Train to run.num_steps, going on from the newest checkpoint in workdir if there is one.
 
     accept_changes: go on even if workdir was begun with another experiment.
     profile_steps: trace this many steps into workdir/profile, for TensorBoard or XProf.
     load_init: returns the weights of experiment.init, as opened.initial_params does.
-    Raises UserError for what does not fit together, NonFiniteLoss if the loss does not stay finite,
-    Stopped if SIGTERM or SIGHUP asked for it, OSError if a file of the run cannot be written.
+    pod: the other processes of the job. began: time.time() at this one's start; None: now.
+    Raises UserError for what does not fit together, Diverged if the loss does and run.on_spike does
+    not help, Stopped if SIGTERM or SIGHUP asked for it, OSError if too much could not be saved.
     """
-    data, run, execution = experiment.data, experiment.run, experiment.execution
+    data = experiment.data
+    attempt = Attempt(workdir, time.time() if began is None else began)
 
     def check_all() -> tuple[jax.sharding.Mesh, Origin]:
         mesh = check(experiment, workdir, accept_changes)
@@ -57,72 +67,103 @@ def train(
         return mesh, origin
 
     mesh, origin = agree(experiment, check_all)
-    sharding = batch_sharding(mesh, execution.mesh, "ABT")
-
+    rolled_back = None
     with jax.set_mesh(mesh):
-        # 1. The newest checkpoint of this workdir, else experiment.init, else random weights.
-        state, schedule, origin = begin(experiment, workdir, origin, load_init)
-        start = int(jax.device_get(state.step))
-        if start >= run.num_steps:
-            plot_losses(workdir)
-            print(f"{workdir} is trained to step {start} of {run.num_steps}: nothing left to do")
-            return
+        while True:
+            try:
+                return train_from_newest(
+                    *(experiment, workdir, mesh, origin, profile_steps, load_init),
+                    *(attempt, pod, rolled_back),
+                )
+            except RollBack as e:
+                rolled_back = e.after(rolled_back)
 
-        # 2. The data from there on: the schedule gives a step its batch, and batch n is f(n).
-        check_held_out(data, experiment.upkeep.eval_rows)
-        numbers = map(schedule.batch, range(start, run.num_steps + 1))
-        batches = train_batches(data, execution.micro_batches, sharding, numbers)
-        batch = next(batches)
 
-        # 3. One program for every step.
-        loss = next_token_loss(execution)
-        traced = make_train_step(experiment, loss).trace(state, batch)
-        traced_flops = executed_flops(traced.jaxpr.jaxpr)
-        train_step = traced.lower().compile()
-        eval_step = make_eval_step(loss)
+def train_from_newest(
+    experiment: Experiment,
+    workdir: epath.Path,
+    mesh: jax.sharding.Mesh,
+    origin: Origin,
+    profile_steps: int,
+    load_init: Callable[[Experiment], Llama] | None,
+    attempt: Attempt,
+    pod: Pod | None,
+    rolled_back: RollBack | None,
+) -> None:
+    """Train as train() does, on the mesh of jax.set_mesh, but raise RollBack where it would go on
+    from the newest checkpoint. origin: of a run that begins here."""
+    data, run, execution = experiment.data, experiment.run, experiment.execution
 
-        with (
-            checkpoint.open_manager(workdir, experiment.upkeep) as manager,
-            Monitor(experiment, workdir, schedule, start, traced_flops, manager) as monitor,
-            Stop() as stop,
-        ):
-            keep_with_run(experiment, workdir)  # from here on the workdir is this experiment's
-            dispatched = None  # the step before: its figures are fetched while the device computes
-            span = range(start + FIRST_STEPS, run.num_steps)[:profile_steps]
-            for step in range(start, run.num_steps):
-                if span and step == span[0]:
-                    jax.profiler.start_trace(profile_dir(workdir))
-                with (
-                    jax.transfer_guard("disallow"),  # the host waits for nothing here
-                    jax.profiler.StepTraceAnnotation("train", step_num=step),
-                ):
-                    state, metrics = train_step(state, batch)
-                if span and step == span[-1]:
-                    jax.block_until_ready(metrics)
-                    jax.profiler.stop_trace()
-                    monitor.note(f"profiled steps {span[0]} to {step} into {profile_dir(workdir)}")
+    # 1. The newest checkpoint of this workdir, else experiment.init, else random weights.
+    state, schedule, origin = begin(experiment, workdir, origin, load_init)
+    start = int(jax.device_get(state.step))
+    if start >= run.num_steps:
+        plot_losses(workdir)
+        print(f"{workdir} is trained to step {start} of {run.num_steps}: nothing left to do")
+        return
+    if rolled_back is not None:
+        schedule = schedule.from_step(start, rolled_back.next_batch)
+
+    # 2. The data from there on: the schedule gives a step its batch, and batch n is f(n).
+    check_held_out(data, experiment.upkeep.eval_rows)
+    numbers = map(schedule.batch, range(start, run.num_steps + 1))
+    sharding = batch_sharding(mesh, execution.mesh, "ABT")
+    batches = train_batches(data, execution.micro_batches, sharding, numbers)
+    batch = next(batches)
+
+    # 3. One program for every step.
+    attempt.enter("compile")
+    spikes, loss = Spikes(run, workdir, start), next_token_loss(execution)
+    limits = spikes.limits(start, mesh)
+    traced = make_train_step(experiment, loss).trace(state, batch, *limits)
+    traced_flops = executed_flops(traced.jaxpr.jaxpr)
+    train_step, eval_step = traced.lower().compile(), make_eval_step(loss)
+
+    watched = (experiment, workdir, schedule, start, traced_flops)
+    with (
+        checkpoint.open_manager(workdir, experiment.upkeep) as manager,
+        Monitor(*watched, manager, attempt, spikes, pod) as monitor,
+        Stop() as stop,
+    ):
+        saves = Saves(manager, experiment.upkeep, start, monitor.trouble)
+        keep_with_run(experiment, workdir)  # from here on the workdir is this experiment's
+        dispatched = None  # the step before: its figures are fetched while the device computes
+        span = range(start + FIRST_STEPS, run.num_steps)[:profile_steps]
+        profile = Profile(profile_dir(workdir), span)
+        for step in range(start, run.num_steps):
+            profile.before(step)
+            with (
+                jax.transfer_guard("disallow"),  # the host waits for nothing here
+                jax.profiler.StepTraceAnnotation("train", step_num=step),
+            ):
+                state, metrics = train_step(state, batch, *spikes.limits(step + 1, mesh))
+            if profile.after(step, metrics):
+                monitor.note(f"profiled steps {span[0]} to {step} into {profile_dir(workdir)}")
+            with attempt.input(metrics):
                 batch = next(batches)
-                if dispatched is not None:
-                    monitor.step(*dispatched)
-                dispatched = (step + 1, metrics)
-                to_evaluate, to_save = due(experiment, step + 1)
-                to_save |= (to_stop := stop.asked(step + 1))
-                if to_evaluate or to_save:
-                    monitor.step(*dispatched)
-                    monitor.check_state(step + 1, state)  # first: what is not finite is never kept
-                    dispatched = None
-                if to_evaluate:  # before the save, or a kill between the two would lose it
-                    got = validation_losses(eval_step, state.params, state.frozen, experiment, mesh)
-                    monitor.validation(step + 1, got)
-                if to_save:
-                    checkpoint.save(manager, state, experiment, schedule, origin)
-                if to_stop and step + 1 < run.num_steps:
-                    checkpoint.wait(manager)
-                    raise stop.after(step + 1, workdir)
-                if to_evaluate or to_save:
-                    monitor.restart_clock()
-            checkpoint.wait(manager)
-            monitor.summary()
+            if dispatched is not None:
+                monitor.step(*dispatched)
+            dispatched = (step + 1, metrics)
+            to_evaluate, to_save = due(experiment, step + 1)
+            to_save |= saves.due(step + 1) | (to_stop := stop.asked(step + 1))
+            if to_evaluate or to_save:
+                monitor.step(*dispatched)
+                monitor.check_state(step + 1, state)  # first: what is not finite is never kept
+                dispatched = None
+            if to_evaluate:  # before the save, or a kill between the two would lose it
+                monitor.enter("evaluate")
+                got = validation_losses(eval_step, state.params, state.frozen, experiment, mesh)
+                monitor.validation(step + 1, got)
+            if to_save:
+                monitor.enter("save")
+                saves.save(step + 1, state, experiment, schedule, origin)
+            if to_stop and step + 1 < run.num_steps:
+                saves.finish(step + 1, state, experiment, schedule, origin)
+                raise stop.after(step + 1, workdir)
+            if to_evaluate or to_save:
+                monitor.enter("step")
+        saves.finish(run.num_steps, state, experiment, schedule, origin)
+        monitor.summary()
 
 
 def check(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> jax.sharding.Mesh:

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from helpers.runs import losses
-from llama_jax.guards.monitor import NonFiniteLoss
+from llama_jax.guards.spikes import Diverged
 from llama_jax.run.workdir import steps
 from llama_jax.train import train
 
@@ -19,7 +19,7 @@ from llama_jax.train import train
 def test_a_non_finite_loss_names_step_and_rows_and_keeps_the_last_good(experiment, tmp_path):
     workdir = epath.Path(tmp_path / "run")
     optimizer = dataclasses.replace(experiment.optimizer, peak_lr=1e20, warmup_steps=11)
-    with pytest.raises(NonFiniteLoss) as e:
+    with pytest.raises(Diverged) as e:
         train(dataclasses.replace(experiment, optimizer=optimizer), workdir, accept_changes=False)
     said = re.match(r"step (\d+): loss is ", str(e.value))
     assert said is not None
@@ -41,7 +41,7 @@ def test_a_state_that_the_update_itself_breaks_is_not_kept(experiment, tmp_path,
     upkeep = dataclasses.replace(experiment.upkeep, checkpoint_every=1, eval_every=1)
     optimizer = dataclasses.replace(experiment.optimizer, **change)
     broken = dataclasses.replace(experiment, optimizer=optimizer, upkeep=upkeep)
-    with pytest.raises(NonFiniteLoss) as e:
+    with pytest.raises(Diverged) as e:
         train(broken, workdir, accept_changes=False)
     said = re.match(r"step (\d+): after the update, array \S+ (and|is) ", str(e.value))
     assert said is not None and "\n" not in str(e.value)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from llama_jax.config import UserError
-from llama_jax.guards import pod
+from llama_jax.guards import pod, watchdog
 from llama_jax.guards.pod import Pod
 from llama_jax.guards.stop import Stopped
 
@@ -23,7 +23,7 @@ def ended(monkeypatch) -> Iterator[Callable[[int], list[int]]]:
         statuses.append(status)
         asked.release()
 
-    monkeypatch.setattr(pod.os, "_exit", end)
+    monkeypatch.setattr(watchdog.os, "_exit", end)
     monkeypatch.setattr(pod, "SILENCE", 1.0)
     monkeypatch.setattr(pod, "GRACE", 0.5)
     monkeypatch.setattr(pod, "BEAT", 0.1)

@@ -34,6 +34,7 @@ MEANINGS = {
     "data.batch_size": "rows in a step",
     "data.seed": "the order of the data",
     "data.attend_across_documents": "whether a token sees the documents before its own",
+    "data.damaged_rows": "rows that may be left out where the store cannot be read",
     "optimizer.peak_lr": "learning rate after warm-up",
     "optimizer.warmup_steps": "steps up to the peak",
     "optimizer.final_lr_ratio": "share of the peak at the end of the cosine",
@@ -46,6 +47,8 @@ MEANINGS = {
     "run.num_steps": "with the batch, the tokens trained on",
     "run.gradient_dtype": "of the sum over micro-batches",
     "run.seed": "the initial weights",
+    "run.on_spike": "what is done about a loss that jumps, or is no number",
+    "run.spike_deviations": "standard deviations above the mean that are a jump",
     "init": "weights to start from, in place of random ones",
 }
 

@@ -2,8 +2,8 @@
 
 import argparse
 import contextlib
-import errno
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    began = time.time()
     experiment = load(args.experiment, args.overrides, args.slice)
     workdir = args.workdir or f"runs/{Path(args.experiment).stem}"
     from llama_jax.data.prepare import ensure
-    from llama_jax.guards.monitor import NonFiniteLoss
+    from llama_jax.guards.spikes import Diverged
     from llama_jax.guards.stop import Stopped
     from llama_jax.run.lease import one_at_a_time
     from llama_jax.run.workdir import place, steps
@@ -69,15 +70,21 @@ def run(args: argparse.Namespace) -> int:
                     check(experiment, directory, args.accept_changes)
                     if status := ensure(experiment.data):
                         return status
-                run_training(experiment, directory, args.accept_changes, args.profile, load_init)
-    except (NonFiniteLoss, Stopped) as e:
+                run_training(
+                    *(experiment, directory, args.accept_changes, args.profile),
+                    load_init=load_init,
+                    pod=pod,
+                    began=began,
+                )
+    except (Diverged, Stopped) as e:
         with contextlib.suppress(OSError):  # of a terminal that is gone
             print(f"llama-jax train: {e}", file=sys.stderr)
         return e.status
     except OSError as e:  # a disk that is full, a workdir that is gone
-        newest = (["none"] + steps(directory))[-1]
-        reason = f"{e.strerror or e}; the newest whole checkpoint: {newest}"
-        raise OSError(e.errno or errno.EIO, reason, e.filename) from e
+        newest = f"the newest whole checkpoint: {(['none'] + steps(directory))[-1]}"
+        if e.errno is None:
+            raise OSError(f"{e}; {newest}") from e
+        raise OSError(e.errno, f"{e.strerror or e}; {newest}", e.filename) from e
     return 0
 
 

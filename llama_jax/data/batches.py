@@ -9,8 +9,10 @@ import collections
 import fractions
 import hashlib
 import itertools
+import logging
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +23,8 @@ import numpy as np
 from llama_jax.config import BATCH_KEYS, DataConfig, UserError
 from llama_jax.data import store
 from llama_jax.sharding import check_host_memory
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, np.ndarray]  # BATCH_KEYS -> int32 [T]
 IGNORE = -1  # the target of a token after which nothing is predicted
@@ -75,11 +79,18 @@ def make_row(tokens: np.ndarray, bos_id: int, eos_id: int, attend_across_documen
     }
 
 
+def padding(data: DataConfig) -> Row:
+    """Make a row of segment 0, and with nothing to predict."""
+    row = {key: np.zeros(data.seq_len, np.int32) for key in BATCH_KEYS}
+    return row | {"targets": np.full(data.seq_len, IGNORE, np.int32)}
+
+
 class TrainRows:
     """Random access to the endless sequence of training rows, the same on every host."""
 
     def __init__(self, data: DataConfig):
         """Open the sources. Raises UserError as Windows does."""
+        self.data, self.left_out, self.lock = data, 0, threading.Lock()
         self.windows = [Windows(data, source, "train") for source, _ in data.mixture]
         orders = [
             grain.MapDataset.range(len(windows))
@@ -97,8 +108,18 @@ class TrainRows:
         return windows.source, window
 
     def __getitem__(self, row: int) -> Row:
+        """Read a row; one of padding for the first data.damaged_rows that cannot be read."""
         windows, window = self._find(row)
-        return windows[window]
+        try:
+            return windows[window]
+        except UserError as e:
+            with self.lock:
+                if self.left_out >= self.data.damaged_rows:
+                    raise
+                self.left_out += 1
+                count = f"{self.left_out} of {self.data.damaged_rows} that may be"
+            log.warning("row %d of the data is left out (%s): %s", row, count, e)
+            return padding(self.data)
 
     def _find(self, row: int) -> tuple[Windows, int]:
         found = self.order[row]
@@ -177,11 +198,9 @@ def validation_batches(
     """
     windows = Windows(data, source, "validation")
     num_rows = min(max_rows, len(windows))
-    padding = {key: np.zeros(data.seq_len, np.int32) for key in BATCH_KEYS}
-    padding["targets"] = np.full(data.seq_len, IGNORE, np.int32)
 
     def read(row: int) -> Row:
-        return windows[row] if row < num_rows else padding
+        return windows[row] if row < num_rows else padding(data)
 
     first_rows = iter(range(0, num_rows, batch_size))
     return _read_ahead(read, first_rows, (batch_size, data.seq_len), sharding)

@@ -25,3 +25,8 @@ class Schedule:
         """Return the number of the batch that update number `step`, from 0, is computed from."""
         entry = self.entries[bisect.bisect_right(self.entries, step, key=lambda e: e.step) - 1]
         return entry.batch + step - entry.step
+
+    def from_step(self, step: int, batch: int) -> "Schedule":
+        """Return one that takes `batch` at `step`, and the next ones after it."""
+        before = tuple(entry for entry in self.entries if entry.step < step)
+        return Schedule((*before, Entry(step, batch)))

@@ -7,9 +7,7 @@ it trains: a line that breaks, or on which nothing comes, tells who it was.
 
 import contextlib
 import json
-import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -17,11 +15,13 @@ from collections.abc import Mapping
 import jax
 
 from llama_jax.guards.stop import Stopped
+from llama_jax.guards.watchdog import end, print_stacks
 
 BEAT = 2.0  # seconds between two signs of life
+SECONDS_BETWEEN_REMARKS = 600.0  # about a process that is slow
 SILENCE = 30.0  # seconds without one, after which a process counts as gone
+SLOW = 0.1  # seconds of a step that are worth a remark
 GRACE = 5.0  # seconds in which what went wrong may show on this process, too
-STATUS = 1  # of a run that had to stop
 
 
 class Pod:
@@ -32,6 +32,11 @@ class Pod:
         """lines: (host, connection) by process; to all others on process 0, on others to it."""
         self.index = index
         self.lines = lines
+        self.who = {i: f"process {i} on {host}" for i, (host, _) in lines.items()}
+        self.who[index] = f"process {index} on {socket.gethostname()}"
+        # By process: updates made, and seconds of a step that it waited for nothing but itself.
+        self.pace: dict[int, tuple[int, float]] = {}
+        self.remarked = 0.0
         self.left = threading.Event()  # this process has
         self.lock = threading.Lock()  # one speaks at a time
 
@@ -50,15 +55,50 @@ class Pod:
         else:
             known = isinstance(exception, Exception) and str(exception).partition("\n")[0]
             reason = known or kind.__name__
-            self._say("gone", f"process {self.index} on {socket.gethostname()} ended: {reason}")
+            self._say("gone", f"{self.who[self.index]} ended: {reason}")
         for _, connection in self.lines.values():
             connection.close()
 
+    def report(self, step: int, own_seconds: float) -> str | None:
+        """Say how far this process is, and how long it takes for itself alone in a step.
+
+        Returns, on process 0 and now and then, which process the others wait for in each step.
+        """
+        self.pace[self.index] = step, own_seconds
+        now = time.monotonic()
+        if self.index or len(self.pace) < len(self.who) or now < self.remarked:
+            return None
+        seconds = {index: own for index, (_, own) in list(self.pace.items())}
+        slowest = max(seconds, key=seconds.__getitem__)
+        others = max(own for index, own in seconds.items() if index != slowest)
+        if seconds[slowest] < max(2 * others, SLOW):
+            return None
+        self.remarked = now + SECONDS_BETWEEN_REMARKS
+        return (
+            f"{self.who[slowest]} is slow: it takes {seconds[slowest]:.2f} s of a step for itself, "
+            f"in which the others wait, and these {others:.2f} s at the most; look at its disk, "
+            "its network and what else runs there"
+        )
+
+    def hung(self, reason: str) -> None:
+        """End all processes, because this one hangs, after each has printed its stacks."""
+        self._hang(reason, None)
+
+    def _hang(self, reason: str, heard_of: int | None) -> None:
+        if self.index == 0 and self.pace:
+            behind = min(step for step, _ in self.pace.values())
+            if any(step > behind for step, _ in self.pace.values()):
+                who = [self.who[i] for i, (step, _) in sorted(self.pace.items()) if step == behind]
+                reason += f"; behind the others, at step {behind}: {', '.join(who)}"
+        self._say("hung", reason, but=heard_of)
+        print_stacks()
+        self._end(reason, heard_of, 0.0)
+
     def _beat(self) -> None:
         while not self.left.wait(BEAT):
-            self._say("here")
+            self._say("here", *self.pace.get(self.index, ()))
 
-    def _say(self, *words: str, but: int | None = None) -> None:
+    def _say(self, *words: str | float, but: int | None = None) -> None:
         """Send a message to all that there is a line to."""
         with self.lock:
             for index, (_, connection) in self.lines.items():
@@ -68,31 +108,31 @@ class Pod:
 
     def _listen(self, index: int) -> None:
         """Follow what a process says, until it leaves."""
-        host, connection = self.lines[index]
-        who = f"process {index} on {host}"
+        connection = self.lines[index][1]
         connection.settimeout(SILENCE)
         try:
             with connection.makefile("rb") as messages:
                 for message in messages:
-                    word, *reason = json.loads(message)
+                    word, *rest = json.loads(message)
                     if word == "left":
                         return
+                    if word == "here" and rest:
+                        self.pace[index] = int(rest[0]), float(rest[1])
                     if word == "gone":
-                        self._end(str(reason[0]), index, GRACE)
+                        self._end(str(rest[0]), index, GRACE)
+                    if word == "hung":
+                        self._hang(str(rest[0]), index)
             reason = "it was killed, or its machine was"
         except TimeoutError:
             reason = f"nothing was heard of it for {SILENCE:.0f} s: it was stopped or cut off"
         except (OSError, ValueError) as e:
             reason = str(e)
-        self._end(f"{who} is gone: {reason}", index, 0.0)
+        self._end(f"{self.who[index]} is gone: {reason}", index, 0.0)
 
-    def _end(self, reason: str, heard_of: int, grace: float) -> None:
+    def _end(self, reason: str, heard_of: int | None, grace: float) -> None:
         """Tell the others, and end this process, unless it leaves in time."""
         if self.left.is_set():
             return
         self._say("gone", reason, but=heard_of)
         if not self.left.wait(grace):
-            remedy = "the same command on every host goes on from the newest checkpoint"
-            with contextlib.suppress(OSError):  # of a terminal that is gone
-                print(f"llama-jax train: {reason}; {remedy}", file=sys.stderr, flush=True)
-            os._exit(STATUS)  # the main thread may wait in a collective, for ever
+            end(reason)

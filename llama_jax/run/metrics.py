@@ -11,6 +11,7 @@ from etils import epath
 
 from llama_jax.config import UserError
 from llama_jax.plain_file import plain
+from llama_jax.run.appended import Appended
 from llama_jax.run.workdir import metrics_file, naming, tensorboard_dir, write_whole
 
 FLUSH_SECONDS = 30.0  # between which TensorBoard may see nothing new
@@ -24,14 +25,16 @@ class Writer:
     """
 
     def __init__(self, workdir: epath.Path, start_step: int, wandb_project: str | None):
-        self.destinations: list[Any] = []
+        self.dropped: list[dict[str, Any]] = []  # rows beyond start_step
         if jax.process_index() != 0:
             return
         self.path = path = metrics_file(workdir)
         if path.exists():
-            kept = [row for row in read_metrics(workdir) if row["step"] <= start_step]
+            rows = read_metrics(workdir)
+            kept = [row for row in rows if row["step"] <= start_step]
+            self.dropped = [row for row in rows if row["step"] > start_step]
             write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.jsonl = path.open("a")
+        self.jsonl = Appended(path)
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
 
@@ -59,9 +62,7 @@ class Writer:
         """Write a row. step: updates made. values may have names like "validation_loss/c4"."""
         if jax.process_index() != 0:
             return
-        with naming(self.path):
-            self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
-            self.jsonl.flush()
+        self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
         from tensorboardX.summary import scalar
 
         now = time.time()

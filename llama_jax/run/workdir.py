@@ -4,6 +4,7 @@
     WORKDIR/tokenizer.model    the tokenizer it was trained with; or tokenizer.json, by its kind
     WORKDIR/checkpoints/STEP   see checkpoint.py; damaged ones are moved to WORKDIR/damaged
     WORKDIR/metrics.jsonl, tensorboard/, loss.png, profile/, nonfinite_step_STEP.txt
+    WORKDIR/attempts/NUMBER.json, goodput.png    what the time of each attempt went into
     WORKDIR/store              the token store of an imported model
     WORKDIR/finished.json, failed.json, log.txt    of a sweep's run
 
@@ -61,6 +62,14 @@ def store_dir(workdir: epath.Path) -> epath.Path:
 
 def loss_figure_file(workdir: epath.Path) -> epath.Path:
     return workdir / "loss.png"
+
+
+def attempts_dir(workdir: epath.Path) -> epath.Path:
+    return workdir / "attempts"
+
+
+def goodput_figure_file(workdir: epath.Path) -> epath.Path:
+    return workdir / "goodput.png"
 
 
 def profile_dir(workdir: epath.Path) -> epath.Path:

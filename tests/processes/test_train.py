@@ -13,6 +13,7 @@ import tempfile
 import termios
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -280,17 +281,69 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(straight, tmp_path
     assert not (tmp_path / "loss.png").exists()
 
 
-def test_a_save_that_meets_a_full_disk_is_one_line(experiment_file, tmp_path):
+def test_a_save_that_meets_a_full_disk_is_tried_again_until_too_much_is_at_risk(
+    experiment_file, tmp_path
+):
     """No file may grow beyond 40 kB, less than the embedding."""
     train = command("train", experiment_file, "--workdir", tmp_path / "run")
     limited = ["bash", "-c", 'ulimit -f 40; exec "$@"', "bash", *train]
     done = subprocess.run(limited, env=environment(), capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if "could not be saved" in line]
+    assert said[0].startswith("WARNING: step 3: could not be saved: [Errno 27] ")
+    assert said[0].endswith("it is tried again every 1 steps, and training ends when 6 are")
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("llama-jax train: [Errno 27]")
-    assert "File too large; the newest whole checkpoint: none: " in last
-    assert f"'{tmp_path}/run/checkpoints/3.orbax-checkpoint-tmp/" in last
+    assert last == said[-1] and last.startswith("llama-jax train: step ")
+    assert last.endswith("; 6 steps are at risk; the newest whole checkpoint: none")
+    assert "File too large" in last and f"'{tmp_path}/run/checkpoints/" in last
     assert not steps(epath.Path(tmp_path / "run"))
+    assert list(losses(tmp_path / "run"))[:5] == [1, 2, 3, 4, 5]
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounts need root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(experiment_file, small_disk, tmp_path):
+    """It fills up in the middle of the run, and has room again once the run has said so."""
+    workdir, ballast = small_disk / "run", small_disk / "ballast"
+    sets = (
+        *("run.num_steps=300", "upkeep.eval_every=300", "upkeep.checkpoint_every=80"),
+        "upkeep.keep_every=300",
+    )
+    arguments = [argument for text in sets for argument in ("--set", text)]
+    whole = llama_jax("train", experiment_file, "--workdir", tmp_path / "whole", *arguments)
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        command("train", experiment_file, "--workdir", workdir, *arguments),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not reached(workdir, 3)():
+        assert process.poll() is None
+    with contextlib.suppress(OSError), open(ballast, "wb", 0) as file:
+        while file.write(bytes(4096)):
+            pass
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "could not be saved" in line and ballast.exists():
+            ballast.unlink()
+    assert process.wait() == 0, said
+    assert any("could not be saved" in line for line in said)
+    assert fingerprints(workdir, 300) == fingerprints(tmp_path / "whole", 300)
+    assert losses(workdir) == losses(tmp_path / "whole")
 
 
 # A pod

@@ -1,0 +1,109 @@
+"""Saves that may fail: a full disk, or storage that does not answer, does not end a run at once.
+
+The files of a save are written in the background while training goes on. If that fails the run says
+so, saves again every tenth of upkeep.checkpoint_every steps, and ends when twice as many steps as
+that are at risk.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from llama_jax.config import Upkeep
+from llama_jax.hosts import gather, this_process, together
+from llama_jax.run import checkpoint
+
+LAST_TRIES = 3  # of what is saved at the end, before which nobody can mend anything
+PAUSE = 5.0  # seconds between these
+
+
+class Saves:
+    """Saves a run's state whenever it is due, and again when that failed."""
+
+    def __init__(
+        self,
+        manager: ocp.CheckpointManager,
+        upkeep: Upkeep,
+        step: int,
+        trouble: Callable[[str, str], None],
+    ):
+        """step: of the newest whole checkpoint, or 0. trouble: tells of a failure, see Monitor."""
+        self.manager, self.trouble, self.good = manager, trouble, step
+        self.retry = max(1, upkeep.checkpoint_every // 10)  # steps
+        self.most_at_risk = 2 * upkeep.checkpoint_every
+        self.step: int | None = None  # of a save whose outcome is not known to all
+        self.writing: threading.Thread | None = None
+        self.reason: str | None = None  # why it failed on this process
+
+    def due(self, step: int) -> bool:
+        """Say whether to save anew after so many updates, as the last save failed.
+
+        Each process calls this for each step. Raises OSError if too many steps are at risk.
+        """
+        if self.step is None or (step - self.step) % self.retry or step == self.step:
+            return False
+        assert self.writing is not None
+        return self._settle(step, wait=False) is False
+
+    def save(self, step: int, *what: Any) -> None:
+        """Save after so many updates. what: state, experiment, schedule and origin.
+
+        Returns when the state is copied and may be donated. Raises OSError as due does.
+        """
+        if self.step is not None:
+            self._settle(step, wait=True)
+        self.step, self.reason, self.writing = step, None, None
+        try:
+            together(lambda: checkpoint.save(self.manager, *what), OSError)
+        except OSError as e:
+            self.reason = str(e)
+        self.writing = threading.Thread(target=self._wait, daemon=True)
+        self.writing.start()
+
+    def finish(self, step: int, *what: Any) -> None:
+        """Wait until the state after so many updates, whose save has begun, is whole on the disk.
+
+        what: as of save. Raises OSError if that fails, in several tries.
+        """
+        for left in reversed(range(LAST_TRIES)):
+            if self._settle(step, wait=True, last=left == 0):
+                return
+            time.sleep(PAUSE)
+            self.save(step, *what)
+
+    def _wait(self) -> None:
+        if self.reason is None:
+            try:
+                checkpoint.wait(self.manager)
+            except OSError as e:
+                self.reason = str(e) if jax.process_count() == 1 else f"{this_process()}: {e}"
+
+    def _settle(self, step: int, wait: bool, last: bool = False) -> bool | None:
+        """Say how the save went on all processes; None: it is not known yet."""
+        assert self.writing is not None
+        if wait:
+            self.writing.join()
+        ended = not self.writing.is_alive()
+        outcomes = gather([ended, self.reason])
+        failed = [reason for _, reason in outcomes if reason]
+        if not failed:
+            if not all(ended for ended, _ in outcomes):
+                return None
+            self.good, self.step = self.step or 0, None
+            return True
+        at_risk = step - self.good
+        what = f"step {self.step}: could not be saved: {failed[0]}"
+        if last or at_risk >= self.most_at_risk:
+            raise OSError(f"{what}; {at_risk} steps are at risk")
+        self.trouble(
+            "save",
+            f"{what}; {at_risk} steps are at risk; it is tried again every {self.retry} steps, and "
+            f"training ends when {self.most_at_risk} are",
+        )
+        self.step = None
+        self.manager.reload()  # which has counted it
+        return False

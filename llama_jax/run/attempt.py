@@ -1,0 +1,92 @@
+"""One attempt at a run, from its process's start to its end: what its time went into.
+
+WORKDIR/attempts/NUMBER.json is written anew every few seconds, so a kill costs the record as many.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+
+from llama_jax.run.workdir import attempts_dir, write_whole
+
+# start: until the first program is compiled. input: the devices had nothing to do, for want of a
+# batch. save: until the state is copied; the files follow in the background.
+PHASES = ("start", "compile", "step", "input", "evaluate", "save")
+SECONDS_BETWEEN_WRITES = 5.0
+
+
+class Attempt:
+    """Counts the seconds of each phase. The first process writes them down."""
+
+    def __init__(self, workdir: epath.Path, began: float):
+        """began: time.time() at the start of the process."""
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self.phase, self.began, self.since = "start", began, began
+        self.first_step = self.step = 0  # updates made at its begin, and by now
+        self.lost_steps, self.lost_seconds = 0, 0.0  # of others, computed again by this one
+        self.events: list[dict[str, Any]] = []
+        self.directory = attempts_dir(workdir)
+        self.path: epath.Path | None = None
+        self.written = 0.0
+
+    def enter(self, phase: str) -> None:
+        """End the phase that there is, and begin another."""
+        now = max(time.time(), self.since)  # a clock may be set back
+        self.seconds[self.phase] += now - self.since
+        self.phase, self.since = phase, now
+
+    @contextlib.contextmanager
+    def input(self, metrics: dict[str, jax.Array]) -> Iterator[None]:
+        """Count a block, which waits for a batch, as input if at its end the step that gives
+        `metrics` has ended, too: the devices had nothing to do."""
+        self.enter(self.phase)
+        yield
+        if metrics["loss"].is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+            phase, self.phase = self.phase, "input"
+            self.enter(phase)
+
+    def begin(self, step: int, lost_steps: int, lost_seconds: float) -> None:
+        """Say from where on it trains, and what of other attempts it will compute again."""
+        if self.path is None and jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            there = [int(p.stem) for p in self.directory.glob("*.json") if p.stem.isdecimal()]
+            self.path = self.directory / f"{max(there, default=0) + 1:04}.json"
+            self.first_step = step
+        self.step = step
+        self.lost_steps += lost_steps
+        self.lost_seconds += lost_seconds
+        self.write()
+
+    def update(self, step: int) -> None:
+        """Say how many updates are made."""
+        self.step = step
+        if time.time() - self.written > SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def event(self, kind: str, text: str) -> None:
+        """Record something that did not go as it should."""
+        self.events.append({"time": time.time(), "step": self.step, "event": kind, "text": text})
+        self.write()
+
+    def write(self) -> None:
+        """Write the record, unless the disk is full: the next one holds all that this one would."""
+        self.enter(self.phase)
+        self.written = self.since
+        if self.path is not None:
+            record = {
+                "began": self.began,
+                "written": self.written,
+                "first_step": self.first_step,
+                "step": self.step,
+                "lost_steps": self.lost_steps,
+                "lost_seconds": self.lost_seconds,
+                "seconds": self.seconds,
+                "events": self.events,
+            }
+            with contextlib.suppress(OSError):
+                write_whole(self.path, json.dumps(record))
