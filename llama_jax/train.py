@@ -22,6 +22,7 @@ from llama_jax.run import checkpoint
 from llama_jax.run.checkpoint import Origin
 from llama_jax.run.loss_figure import plot_losses
 from llama_jax.run.metrics import check_wandb
+from llama_jax.run.profile import Profile
 from llama_jax.run.workdir import config_file, profile_dir, tokenizer_file, write_whole
 from llama_jax.sharding import batch_sharding, check_host_memory, mesh_of
 from llama_jax.step import (
@@ -89,17 +90,15 @@ def train(
             keep_with_run(experiment, workdir)  # from here on the workdir is this experiment's
             dispatched = None  # the step before: its figures are fetched while the device computes
             span = range(start + FIRST_STEPS, run.num_steps)[:profile_steps]
+            profile = Profile(profile_dir(workdir), span)
             for step in range(start, run.num_steps):
-                if span and step == span[0]:
-                    jax.profiler.start_trace(profile_dir(workdir))
+                profile.before(step)
                 with (
                     jax.transfer_guard("disallow"),  # the host waits for nothing here
                     jax.profiler.StepTraceAnnotation("train", step_num=step),
                 ):
                     state, metrics = train_step(state, batch)
-                if span and step == span[-1]:
-                    jax.block_until_ready(metrics)
-                    jax.profiler.stop_trace()
+                if profile.after(step, metrics):
                     monitor.note(f"profiled steps {span[0]} to {step} into {profile_dir(workdir)}")
                 batch = next(batches)
                 if dispatched is not None:
@@ -115,6 +114,7 @@ def train(
                     got = validation_losses(eval_step, state.params, state.frozen, experiment, mesh)
                     monitor.validation(step + 1, got)
                 if to_save:
+                    monitor.flush()  # before it counts, or a kill between the two would lose rows
                     checkpoint.save(manager, state, experiment, schedule, origin)
                 if to_stop and step + 1 < run.num_steps:
                     checkpoint.wait(manager)

@@ -124,6 +124,10 @@ class Monitor:
         by_source = "  ".join(f"{source} {loss:.3f}" for source, loss in losses.items())
         self.note(f"step {step}: held-out loss {mean:.4f}  ({by_source})")
 
+    def flush(self) -> None:
+        """Have the rows so far outlive this process."""
+        self.writer.flush()
+
     def explain(self, step: int, found: str) -> str:
         rows = describe(self.experiment.data, self.schedule.batch(step - 1))
         path = nonfinite_file(self.workdir, step)
