@@ -17,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 PAGE = 100  # names in an answer to a list, so that readers have to turn pages
@@ -44,6 +45,10 @@ class Refused(Exception):
         self.status = status
 
 
+class Withheld(Exception):
+    """Ends a request without an answer, for as long as its client waits for one."""
+
+
 class StorageEmulator(ThreadingHTTPServer):
     """Serves the buckets that it is made with until its block ends."""
 
@@ -56,6 +61,8 @@ class StorageEmulator(ThreadingHTTPServer):
         self.forbidden: set[str] = set()  # buckets whose every request is refused
         self.read_only: set[str] = set()  # those that can only be read
         self.uploads: list[Upload] = []
+        self.held: str | None = None  # a part of a name: its upload is neither done nor answered
+        self.reached = threading.Event()  # by such an upload
         self.sessions: dict[str, tuple[str, dict[str, str], bytes]] = {}  # resumable uploads
         self.generations = itertools.count(1)
         self.lock = threading.RLock()
@@ -77,6 +84,16 @@ class StorageEmulator(ThreadingHTTPServer):
     def names(self, bucket: str, prefix: str = "") -> list[str]:
         with self.lock:
             return sorted(name for name in self.buckets[bucket] if name.startswith(prefix))
+
+    def put(self, bucket: str, name: str, content: bytes) -> None:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        with self.lock:
+            self.buckets[bucket][name] = Object(content, next(self.generations), now)
+
+    def copy_in(self, bucket: str, prefix: str, directory: Path) -> None:
+        """Put all files of a local directory."""
+        for file in filter(Path.is_file, directory.rglob("*")):
+            self.put(bucket, f"{prefix}/{file.relative_to(directory)}", file.read_bytes())
 
     def handle_error(self, request, client_address) -> None:
         """Say nothing of clients that were killed in the middle of a request."""
@@ -105,6 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         except Refused as e:
             error = {"error": {"code": e.status, "message": e.status.phrase}}
             self._answer(json.dumps(error).encode(), e.status)
+        except Withheld:
+            self.close_connection = True
+            self.connection.recv(1)  # returns when the client is gone
 
     do_GET = do_POST = do_PUT = do_DELETE = do
 
@@ -199,10 +219,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer_json(self._metadata(self.query["bucket"], name))
 
     def _put(self, bucket: str, name: str, content: bytes, query: dict[str, str]) -> None:
-        objects = self.storage.buckets[bucket]
-        self._check_generation(objects.get(name), query)
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        objects[name] = Object(content, next(self.storage.generations), now)
+        self._check_generation(self.storage.buckets[bucket].get(name), query)
+        if self.storage.held and self.storage.held in name:
+            self.storage.reached.set()
+            raise Withheld
+        self.storage.put(bucket, name, content)
         self.storage.uploads.append(Upload(name, len(content)))
 
     def _check_generation(self, found: Object | None, query: dict[str, str]) -> None:
