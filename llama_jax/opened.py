@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from etils import epath
 
 from llama_jax.attention import PLATFORMS
 from llama_jax.config import Experiment, ModelConfig, UserError
@@ -25,6 +24,7 @@ from llama_jax.generation.decoder import mesh_for, to_decode_layout
 from llama_jax.generation.sampling import Sampling
 from llama_jax.loading import override
 from llama_jax.model import Llama
+from llama_jax.place import place
 from llama_jax.run.checkpoint import check_shape, restore_model
 from llama_jax.sharding import make_mesh, mesh_of
 from llama_jax.step import make_eval_step, next_token_loss
@@ -175,7 +175,7 @@ def _open_initial(
     if convert.format_of(Path(source)) in (None, "native"):
         workdir, step, own = native.open_run(source, ())
         path = own.data.tokenizer
-        there = path == "embedded" or epath.Path(path).exists()
+        there = path == "embedded" or place(path, "data.tokenizer").exists()
         model = vocabularies.read(path) if there else None
         return own.model, model, functools.partial(restore_model, workdir, step)
     weights = convert.open_source(Path(source))

@@ -156,6 +156,7 @@ def train_from_newest(
                 monitor.validation(step + 1, got)
             if to_save:
                 monitor.enter("save")
+                monitor.flush()  # before it counts, or a kill between the two would lose rows
                 saves.save(step + 1, state, experiment, schedule, origin)
             if to_stop and step + 1 < run.num_steps:
                 saves.finish(step + 1, state, experiment, schedule, origin)

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import math
-from pathlib import Path
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
@@ -61,7 +60,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--max-ms-per-token", type=options.positive(), help="on one serving chip, batch 1"
     )
     parser.add_argument(
-        "--figure", type=Path, help="draw cost against demand into this .png or .svg"
+        "--figure", type=options.local_path, help="draw cost against demand into this .png or .svg"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -17,7 +17,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.overrides(parser)
     parser.add_argument("--to", required=True, choices=tuple(convert.export_formats()))
-    parser.add_argument("--out", type=Path, required=True, help="the directory to write")
+    parser.add_argument(
+        "--out", type=options.local_path, required=True, help="the directory to write"
+    )
     parser.add_argument(
         "--type",
         default="bf16",
@@ -49,7 +51,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="compute the same in transformers, llama.cpp or litgpt, too, as installed for PYTHON "
         "(default: the one that runs this)",
     )
-    parser.add_argument("--tokenizer", type=Path, help="of SOURCE, where none comes with it")
+    parser.add_argument(
+        "--tokenizer", type=options.local_path, help="of SOURCE, where none comes with it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,10 @@ from llama_jax.config import UserError
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "table", type=Path, metavar="RESULTS.csv", help="a row a run, or a row a point"
+        "table",
+        type=options.local_path,
+        metavar="RESULTS.csv",
+        help="a row a run, or a row a point",
     )
     parser.add_argument("--n", metavar="COLUMN", help="parameters (default: N if there is one)")
     parser.add_argument(
@@ -42,7 +45,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=options.number(int, 0), default=0, help="of the bootstraps (default: 0)"
     )
-    parser.add_argument("--out", type=Path, help="for laws.json and figures (default: runs/NAME)")
+    parser.add_argument(
+        "--out", type=options.local_path, help="for laws.json and figures (default: runs/NAME)"
+    )
     parser.add_argument("--json", action="store_true", help="print what laws.json holds")
 
 

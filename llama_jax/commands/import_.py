@@ -4,20 +4,22 @@ import argparse
 import sys
 from pathlib import Path
 
+from llama_jax.commands import options
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        type=Path,
+        type=options.local_path,
         help="a directory of Hugging Face's or Meta's, a .gguf or its directory, a llama2.c .bin",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="WORKDIR", help="the run to write"
+        "--out", type=options.local_path, required=True, metavar="WORKDIR", help="the run to write"
     )
     parser.add_argument(
         "--tokenizer",
-        type=Path,
+        type=options.local_path,
         help="a tokenizer.model or tokenizer.json, in place of the one that comes with it",
     )
 

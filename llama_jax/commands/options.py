@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 def experiment(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,13 @@ def overrides(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.FIELD=VALUE",
         help="replace a field of the experiment, e.g. model.num_layers=8; may be repeated",
     )
+
+
+def local_path(text: str) -> Path:
+    """Parse a path that is not in a bucket. argparse names the option when it is refused."""
+    if "://" in text or text.startswith("gs:"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a local path")
+    return Path(text)
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:

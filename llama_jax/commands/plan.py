@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
@@ -24,12 +23,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print JSON, a list with one item a slice"
     )
-    parser.add_argument("--figure", type=Path, help="draw memory and time into this .png or .svg")
+    parser.add_argument(
+        "--figure", type=options.local_path, help="draw memory and time into this .png or .svg"
+    )
     parser.add_argument(
         "--search", action="store_true", help="find the best mesh, micro-batches and remat policy"
     )
     parser.add_argument(
-        "--out", type=Path, help="of --search: write the winner as an experiment file"
+        "--out", type=options.local_path, help="of --search: write the winner as an experiment file"
     )
     parser.add_argument(
         "--jobs", type=options.number(int, 1, 1024), help="of --search: compilers at a time"

@@ -18,17 +18,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from llama_jax.place import place
     from llama_jax.run.curves_figure import plot_curves, runs_in
     from llama_jax.run.loss_figure import plot_losses
-    from llama_jax.run.workdir import place
 
     if args.out and not args.out.endswith(".png"):
         raise UserError(f"--out: got {args.out!r}, expected a name in .png")
-    workdirs = [place(text) for text in args.workdirs]
+    workdirs = [place(text, "workdir") for text in args.workdirs]
     runs = [run for workdir in workdirs for run in runs_in(workdir)]
     if runs == workdirs[:1] and not args.out:
         print(plot_losses(runs[0]))
         return 0
     default = workdirs[0] / "loss.png" if len(workdirs) == 1 else "loss.png"
-    print(plot_curves(runs, place(str(args.out or default))))
+    print(plot_curves(runs, place(str(args.out or default), "--out")))
     return 0

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
@@ -20,10 +19,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="source",
         metavar="SOURCE",
-        type=Path,
+        type=options.local_path,
         help="instead of a run, what import takes",
     )
-    parser.add_argument("--tokenizer", type=Path, help="of --from, where none comes with it")
+    parser.add_argument(
+        "--tokenizer", type=options.local_path, help="of --from, where none comes with it"
+    )
     parser.add_argument(
         "--prompt", action="append", required=True, help="text to continue; may be repeated"
     )

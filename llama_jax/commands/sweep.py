@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from llama_jax.hardware import parse_slice
-    from llama_jax.run.workdir import place
+    from llama_jax.place import place
     from llama_jax.sweeps import board
     from llama_jax.sweeps import sweep as room
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if args.dry_run and value is not None:
             raise UserError(f"{option} does nothing with --dry-run, which trains nothing")
-    workdir = place(args.workdir or f"runs/{Path(args.file).stem}")
+    workdir = place(args.workdir or f"runs/{Path(args.file).stem}", "--workdir")
     runs = room.load(args.file, args.overrides, workdir)
     try:
         if args.dry_run:

@@ -2,11 +2,10 @@
 
 import argparse
 
-from etils import epath
-
 from llama_jax.commands import options
 from llama_jax.config import UserError
 from llama_jax.loading import load
+from llama_jax.place import place
 from llama_jax.run.workdir import write_whole
 
 
@@ -24,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=20.0,
         help="text to train on (default: 20 MB)",
     )
-    parser.add_argument("--out", type=epath.Path, required=True, help="the model file to write")
+    parser.add_argument("--out", required=True, help="the model file to write")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,12 +32,13 @@ def run(args: argparse.Namespace) -> int:
     size = (
         f"model.vocab_size={args.vocab_size}"  # the tokenizer that would give it is not there yet
     )
+    out = place(args.out, "--out")
     data = load(args.experiment, [*args.overrides, size]).data
     model = train(data, args.vocab_size, round(args.max_mb * 1e6))
     try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(args.out, model)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, model)
     except OSError as e:
-        raise UserError(f"--out: cannot write {str(args.out)!r}: {e.strerror or e}") from e
+        raise UserError(f"--out: cannot write {args.out!r}: {e.strerror or e}") from e
     print(f"wrote {args.out}")
     return 0

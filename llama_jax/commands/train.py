@@ -52,15 +52,16 @@ def run(args: argparse.Namespace) -> int:
     from llama_jax.data.prepare import ensure
     from llama_jax.guards.spikes import Diverged
     from llama_jax.guards.stop import Stopped
+    from llama_jax.place import place
     from llama_jax.run.lease import one_at_a_time
-    from llama_jax.run.workdir import place, steps
+    from llama_jax.run.workdir import steps
     from llama_jax.train import check
     from llama_jax.train import train as run_training
 
     load_init = None
     if experiment.init:
         from llama_jax.opened import initial_params as load_init
-    directory, claim = place(workdir), one_at_a_time
+    directory, claim = place(workdir, "workdir"), one_at_a_time
     try:
         with _joined(args.multihost) as pod:
             if pod and pod.index > 0:

@@ -14,6 +14,7 @@ from pathlib import Path
 from etils import epath
 
 from llama_jax.config import DataConfig, UserError
+from llama_jax.place import place
 
 EMBEDDED = Path(__file__).parent / "corpus"
 OPEN = {".jsonl": lambda raw: raw, ".gz": gzip.open, ".xz": lzma.open}
@@ -26,7 +27,8 @@ def files(data: DataConfig, source: str, split: str) -> list[epath.Path]:
 
     Raises UserError if there are none, and for one that cannot be read as a file.
     """
-    corpus = epath.Path(EMBEDDED if data.corpus == "embedded" else data.corpus)
+    embedded = data.corpus == "embedded"
+    corpus = epath.Path(EMBEDDED) if embedded else place(data.corpus, "data.corpus")
     directory = corpus / source
     if not directory.is_dir():
         raise UserError(

@@ -6,6 +6,7 @@ TensorFlow and seqio are imported inside functions: they take seconds and traini
 import functools
 import hashlib
 import json
+import tempfile
 import typing
 from collections.abc import Iterator
 
@@ -77,7 +78,12 @@ def _vocabulary(data: DataConfig, model: bytes) -> "seqio.Vocabulary":
     if tokenizer.file_name(model) == tokenizer.MODEL:
         # Not use_fast_tokenizer: TF Text's fast one knows unigram models only, and is silently
         # wrong.
-        return seqio.SentencePieceVocabulary(str(tokenizer.find(data.tokenizer)))
+        with tempfile.NamedTemporaryFile(suffix=".model") as file:  # data.tokenizer may be gs://
+            file.write(model)
+            file.flush()
+            vocabulary = seqio.SentencePieceVocabulary(file.name)
+            assert vocabulary.sp_model == model  # which is read here
+        return vocabulary
     loaded = tokenizer.from_bytes(model, f"data.tokenizer: {data.tokenizer}")
 
     def encode(text: bytes) -> np.ndarray:

@@ -13,6 +13,7 @@ from etils import epath
 
 from llama_jax.config import UserError
 from llama_jax.experiment import shown
+from llama_jax.place import place
 from llama_jax.plain_file import plain
 
 EMBEDDED = Path(__file__).parent / "tokenizer.model"
@@ -37,7 +38,7 @@ MUST_SURVIVE = (
 
 def find(path: str) -> epath.Path:
     """Find the file of a model; "embedded" is the one in this package. Raises UserError."""
-    found = epath.Path(EMBEDDED if path == "embedded" else path)
+    found = epath.Path(EMBEDDED) if path == "embedded" else place(path, "data.tokenizer")
     if not plain(found).is_file():
         raise UserError(
             f"data.tokenizer: no file {shown(str(found))}; `llama-jax tokenizer` trains one"

@@ -38,6 +38,7 @@ from llama_jax.formats.parameters import (
 from llama_jax.formats.weights import Weights
 from llama_jax.loading import override
 from llama_jax.model import Llama
+from llama_jax.place import absolute
 from llama_jax.run import checkpoint
 from llama_jax.run.checkpoint import Origin, damaged
 from llama_jax.run.fingerprint import PIECE, fingerprint_of
@@ -146,7 +147,7 @@ def open_array(workdir: epath.Path, step: int, name: str) -> ts.TensorStore:
 
     Raise DamagedCheckpoint; reads of the array raise ValueError.
     """
-    path = str(checkpoints_dir(workdir).resolve() / str(step) / "model")
+    path = str(absolute(checkpoints_dir(workdir)) / str(step) / "model")
     base = f"{path}/" if "://" in path else {"driver": "file", "path": f"{path}/"}
     spec = {
         "driver": "zarr",
@@ -258,7 +259,7 @@ def create(workdir: epath.Path, experiment: Experiment) -> dict[str, ts.TensorSt
     )
     registry = ocp.type_handlers.create_type_handler_registry(*handlers)
     with ocp.CheckpointManager(
-        checkpoints_dir(unfinished).resolve(),
+        absolute(checkpoints_dir(unfinished)),
         item_handlers={
             "model": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
             "meta": ocp.JsonCheckpointHandler(),
@@ -282,7 +283,7 @@ def finish(workdir: epath.Path, experiment: Experiment, fingerprints: dict[str, 
     meta = ocp.args.JsonSave(checkpoint.meta_json(0, experiment, Schedule(), origin, fingerprints))
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         checkpointer.save(
-            checkpoints_dir(unfinished).resolve() / "0" / "meta", args=meta, force=True
+            absolute(checkpoints_dir(unfinished)) / "0" / "meta", args=meta, force=True
         )
     checkpoints_dir(unfinished).rename(checkpoints_dir(workdir))
     unfinished.rmdir()

@@ -197,6 +197,12 @@ class Monitor:
         by_source = "  ".join(f"{source} {loss:.3f}" for source, loss in losses.items())
         self.note(f"step {step}: held-out loss {mean:.4f}  ({by_source})")
 
+    def flush(self) -> None:
+        """Have the rows so far outlive this process, but for those that a full disk does not take.
+        """
+        with contextlib.suppress(OSError):
+            self.writer.flush()
+
     def list_rows(self, step: int) -> list[str]:
         """Return the first rows of the batch of the update that led to `step`, and list all in a
         file of the workdir."""

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 from etils import epath
 
+from llama_jax.place import in_bucket
 from llama_jax.run.workdir import attempts_dir, write_whole
 
 # start: until the first program is compiled. input: the devices had nothing to do, for want of a
 # batch. save: until the state is copied; the files follow in the background.
 PHASES = ("start", "compile", "step", "input", "evaluate", "save")
-SECONDS_BETWEEN_WRITES = 5.0
+SECONDS_BETWEEN_WRITES, IN_BUCKET = 5.0, 30.0
 
 
 class Attempt:
@@ -65,7 +66,8 @@ class Attempt:
     def update(self, step: int) -> None:
         """Say how many updates are made."""
         self.step = step
-        if time.time() - self.written > SECONDS_BETWEEN_WRITES:
+        seconds = IN_BUCKET if in_bucket(self.directory) else SECONDS_BETWEEN_WRITES
+        if time.time() - self.written > seconds:
             self.write()
 
     def event(self, kind: str, text: str) -> None:

@@ -31,13 +31,16 @@ from llama_jax.data.schedule import Entry, Schedule
 from llama_jax.experiment import OtherSchema, from_json, to_json
 from llama_jax.hosts import gather, together
 from llama_jax.model import Llama, by_name, param_shapes
+from llama_jax.place import absolute
 from llama_jax.run.fingerprint import fingerprints
 from llama_jax.run.workdir import (
     checkpoints_dir,
     damaged_dir,
+    is_whole,
     steps,
     store_dir,
     tokenizer_file,
+    write_whole,
 )
 from llama_jax.sharding import abstract
 from llama_jax.step import TrainState, init_state
@@ -95,7 +98,7 @@ def open_manager(workdir: epath.Path, upkeep: Upkeep) -> Iterator[ocp.Checkpoint
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
     )
-    directory = checkpoints_dir(workdir).resolve()
+    directory = absolute(checkpoints_dir(workdir))
     with os_errors(directory):
         manager = ocp.CheckpointManager(directory, options=options)
     hook = sys.unraisablehook
@@ -289,7 +292,7 @@ def restore_newest(
     """
     if checkpoints_dir(workdir).exists():
         for path in checkpoints_dir(workdir).iterdir():
-            if UNFINISHED in path.name:
+            if UNFINISHED in path.name or not is_whole(path):
                 log.warning("checkpoint %s was not finished; ignored", path)
     damaged: dict[int, DamagedCheckpoint] = {}
 
@@ -320,8 +323,10 @@ def restore_newest(
             for bad in damaged:
                 aside = damaged_dir(workdir)
                 aside.mkdir(exist_ok=True, parents=True)
-                earlier = sum(path.name.startswith(f"{bad}.") for path in aside.iterdir())
+                earlier = sum(path.suffix != ".txt" for path in aside.glob(f"{bad}.*"))
                 moved = aside / f"{bad}.{earlier}"
+                # First why: in a bucket there is no directory before there is a file in it.
+                write_whole(aside / f"{moved.name}.txt", str(damaged[bad]))
                 (checkpoints_dir(workdir) / str(bad)).rename(moved)
         multihost_utils.sync_global_devices("damaged checkpoints are out of the way")
         return state, meta.schedule, origin
@@ -392,7 +397,7 @@ def _alone() -> ocp.CheckpointManagerOptions:
 
 
 def _read(workdir: epath.Path, step: int, **items: Any) -> Any:
-    directory = checkpoints_dir(workdir).resolve()
+    directory = absolute(checkpoints_dir(workdir))
     try:
         with ocp.CheckpointManager(directory, options=_alone()) as manager:
             return manager.restore(step, args=ocp.args.Composite(**items))

@@ -10,6 +10,7 @@ import jax
 from etils import epath
 
 from llama_jax.config import UserError
+from llama_jax.place import absolute, in_bucket
 from llama_jax.plain_file import plain
 from llama_jax.run.appended import Appended
 from llama_jax.run.workdir import metrics_file, naming, tensorboard_dir, write_whole
@@ -29,14 +30,23 @@ class Writer:
         if jax.process_index() != 0:
             return
         self.path = path = metrics_file(workdir)
-        if path.exists():
-            rows = read_metrics(workdir)
-            kept = [row for row in rows if row["step"] <= start_step]
-            self.dropped = [row for row in rows if row["step"] > start_step]
-            write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self.jsonl = Appended(path)
+        rows = read_metrics(workdir) if path.exists() else []
+        kept = [row for row in rows if row["step"] <= start_step]
+        self.dropped = [row for row in rows if row["step"] > start_step]
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+        for piece in _pieces(path):
+            piece.unlink()
+        from tensorboardX import record_writer
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2
+
+        if in_bucket(path):
+            from llama_jax import bucket
+
+            self.jsonl = bucket.Growing(path)
+            record_writer.register_writer_factory("gs", bucket.EventFiles)
+        else:
+            self.jsonl = Appended(path)
 
         self.proto: Any = event_pb2  # whose names are made when it is imported
         self.events_dir, self.flushed = tensorboard_dir(workdir), 0.0
@@ -50,11 +60,11 @@ class Writer:
         if wandb_project:
             import wandb  # pyright: ignore[reportMissingImports]
 
-            place = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:8]
+            place = hashlib.sha256(str(absolute(workdir)).encode()).hexdigest()[:8]
             self.wandb = wandb.init(
                 project=wandb_project,
                 id=f"{workdir.name}-{place}",  # of the workdir, so that a resumed run goes on
-                dir=str(workdir),
+                dir=None if in_bucket(workdir) else str(workdir),
                 resume="allow",
             )
 
@@ -70,18 +80,26 @@ class Writer:
             for name, value in values.items():
                 summary = scalar(name, value)
                 self.events.write_event(self.proto.Event(wall_time=now, step=step, summary=summary))
-            if now - self.flushed > FLUSH_SECONDS:
-                self.events.flush()
-                self.flushed = now
+        if now - self.flushed > FLUSH_SECONDS:
+            self.flush()
+            self.flushed = now
         if self.wandb is not None:
             self.wandb.log(values, step=step)
+
+    def flush(self) -> None:
+        """Have the rows so far outlive this process. Raises OSError."""
+        if jax.process_index() != 0:
+            return
+        for file, path in ((self.jsonl, self.path), (self.events, self.events_dir)):
+            with naming(path):
+                file.flush()
 
     def close(self) -> None:
         if jax.process_index() != 0:
             return
-        self.jsonl.close()
-        with naming(self.events_dir):
-            self.events.close()
+        for file, path in ((self.jsonl, self.path), (self.events, self.events_dir)):
+            with naming(path):
+                file.close()
         if self.wandb is not None:
             self.wandb.finish()
 
@@ -96,15 +114,17 @@ def check_wandb(project: str | None) -> None:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Read the rows of metrics.jsonl, but for an end that a kill or a crash of the machine cut off.
+    """Read the rows of metrics.jsonl and its pieces, but for an end that a kill or a crash of the
+    machine cut off.
 
     Raises UserError for a damaged line before that, and for a file that cannot be read.
     """
     path = metrics_file(workdir)
     try:
-        rows = [_row(line) for line in plain(path).read_bytes().split(b"\n")]
+        content = b"".join(file.read_bytes() for file in (plain(path), *_pieces(path)))
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror or e}") from e
+    rows = [_row(line) for line in content.split(b"\n")]
     while rows and rows[-1] is None:
         rows.pop()
     if None in rows:
@@ -112,7 +132,13 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
             f"{path}: line {rows.index(None) + 1} is damaged, expected figures of a step in JSON; "
             "delete the line to go on without that step's"
         )
-    return [row for row in rows if row is not None]
+    # A run that was killed while it opened its files has rows in pieces that are in the file, too.
+    return list({(row["step"], "loss" in row): row for row in rows if row is not None}.values())
+
+
+def _pieces(path: epath.Path) -> list[epath.Path]:
+    """Return what a file that grows in a bucket is continued in, in its order."""
+    return sorted(path.parent.glob(path.name + "." + 6 * "[0-9]"))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

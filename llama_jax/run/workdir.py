@@ -21,13 +21,9 @@ from etils import epath
 
 from llama_jax.config import UserError
 from llama_jax.data import tokenizer
+from llama_jax.place import in_bucket, place
 
-
-def place(text: str) -> epath.Path:
-    """Return the path of a workdir. Raise UserError for an address that nothing here can reach."""
-    if "://" in text and not text.startswith("gs://"):
-        raise UserError(f"workdir: got {text!r}, expected a local path or gs://")
-    return epath.Path(text)
+COMMITTED = "commit_success.txt"  # orbax's sign of a checkpoint that is whole, in a bucket
 
 
 def config_file(workdir: epath.Path) -> epath.Path:
@@ -97,8 +93,13 @@ def steps(workdir: epath.Path) -> list[int]:
     directory = checkpoints_dir(workdir)
     if not directory.exists():
         return []
-    names = (path.name for path in directory.iterdir())
+    names = (path.name for path in directory.iterdir() if is_whole(path))
     return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
+
+
+def is_whole(checkpoint: epath.Path) -> bool:
+    """Say whether a checkpoint's save has ended. On a disk it has its name only then."""
+    return not in_bucket(checkpoint) or (checkpoint / COMMITTED).exists()
 
 
 def locate(text: str) -> tuple[epath.Path, int]:
@@ -109,7 +110,7 @@ def locate(text: str) -> tuple[epath.Path, int]:
     name, at, wanted = text.rpartition("@")
     if not at or not wanted.isdecimal():  # a path may have an @ of its own
         name, wanted = text, ""
-    workdir = place(name)
+    workdir = place(name, "workdir")
     found = steps(workdir)
     if not found:
         raise UserError(f"workdir: no checkpoint in {checkpoints_dir(workdir)}")
@@ -135,6 +136,10 @@ def write_whole(path: epath.Path, content: str | bytes) -> epath.Path:
     Returns the path. Raises OSError, and leaves what was there.
     """
     data = content.encode() if isinstance(content, str) else content
+    if in_bucket(path):  # where a file is never there in part
+        with naming(path):
+            path.write_bytes(data)
+        return path
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with naming(path):
