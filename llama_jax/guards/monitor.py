@@ -198,8 +198,7 @@ class Monitor:
         self.note(f"step {step}: held-out loss {mean:.4f}  ({by_source})")
 
     def flush(self) -> None:
-        """Have the rows so far outlive this process, but for those that a full disk does not take.
-        """
+        """Have the rows so far outlive this process, but for what a full disk does not take."""
         with contextlib.suppress(OSError):
             self.writer.flush()
 

@@ -12,7 +12,7 @@ from etils import epath
 from llama_jax.config import UserError
 from llama_jax.place import absolute, in_bucket
 from llama_jax.plain_file import plain
-from llama_jax.run.appended import Appended
+from llama_jax.run import appended
 from llama_jax.run.workdir import metrics_file, naming, tensorboard_dir, write_whole
 
 FLUSH_SECONDS = 30.0  # between which TensorBoard may see nothing new
@@ -43,17 +43,18 @@ class Writer:
         if in_bucket(path):
             from llama_jax import bucket
 
-            self.jsonl = bucket.Growing(path)
-            record_writer.register_writer_factory("gs", bucket.EventFiles)
+            self.jsonl, event_files, kind = bucket.Growing(path), bucket.EventFiles, "gs"
         else:
-            self.jsonl = Appended(path)
+            self.jsonl, event_files, kind = appended.Appended(path), appended.EventFiles, "file"
+        record_writer.register_writer_factory(kind, event_files)
 
         self.proto: Any = event_pb2  # whose names are made when it is imported
         self.events_dir, self.flushed = tensorboard_dir(workdir), 0.0
         self.events_dir.mkdir(parents=True, exist_ok=True)
         # At once: SummaryWriter has a thread for it, and once a full disk has ended that one, it
         # waits for ever. From this step on TensorBoard drops what earlier files have.
-        self.events = EventsWriter(str(self.events_dir / "events"))
+        events = str(absolute(self.events_dir / "events"))
+        self.events = EventsWriter(events if kind == "gs" else f"file:{events}")
         start = self.proto.SessionLog(status=self.proto.SessionLog.START)
         self.events.write_event(self.proto.Event(step=start_step + 1, session_log=start))
         self.wandb = None
@@ -69,22 +70,26 @@ class Writer:
             )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write a row. step: updates made. values may have names like "validation_loss/c4"."""
+        """Write a row. step: updates made. values may have names like "validation_loss/c4".
+
+        Raises OSError if the disk does not take it; it is written with a later one then.
+        """
         if jax.process_index() != 0:
             return
         self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
         from tensorboardX.summary import scalar
 
         now = time.time()
-        with naming(self.events_dir):
-            for name, value in values.items():
-                summary = scalar(name, value)
-                self.events.write_event(self.proto.Event(wall_time=now, step=step, summary=summary))
-        if now - self.flushed > FLUSH_SECONDS:
-            self.flush()
-            self.flushed = now
+        for name, value in values.items():
+            summary = scalar(name, value)
+            self.events.write_event(self.proto.Event(wall_time=now, step=step, summary=summary))
         if self.wandb is not None:
             self.wandb.log(values, step=step)
+        if now - self.flushed > FLUSH_SECONDS:
+            self.flushed = now
+            self.flush()
+        elif not in_bucket(self.path):
+            self.jsonl.flush()
 
     def flush(self) -> None:
         """Have the rows so far outlive this process. Raises OSError."""
