@@ -38,17 +38,16 @@ def together(call: Callable[[], T], *kinds: type[Exception]) -> T:
     kinds: of the failures that may come on some and not on others, special ones first. If one
     comes, all processes raise the kind of the first that has one, which is named to the others.
     """
-    result, mine = None, None
+    result, failure, mine = None, None, None
     try:
         result = call()
     except kinds as e:
         own = next(i for i, kind in enumerate(kinds) if isinstance(e, kind))
-        mine = [own, str(e), this_process()]
-        failure = e
+        failure, mine = e, [own, str(e), this_process()]
     found = [failed for failed in gather(mine) if failed]
     if not found:
         return result  # pyright: ignore[reportReturnType]
     kind, text, process = found[0]
-    if mine and mine[0] == kind:
-        raise failure  # pyright: ignore[reportPossiblyUnboundVariable]
+    if failure is not None and mine is not None and mine[0] == kind:
+        raise failure
     raise kinds[kind](f"on {process}: {text}")

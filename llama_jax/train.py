@@ -132,11 +132,12 @@ def train_from_newest(
         profile = Profile(profile_dir(workdir), span)
         for step in range(start, run.num_steps):
             profile.before(step)
+            limits = spikes.limits(step + 1, mesh)
             with (
                 jax.transfer_guard("disallow"),  # the host waits for nothing here
                 jax.profiler.StepTraceAnnotation("train", step_num=step),
             ):
-                state, metrics = train_step(state, batch, *spikes.limits(step + 1, mesh))
+                state, metrics = train_step(state, batch, *limits)
             if profile.after(step, metrics):
                 monitor.note(f"profiled steps {span[0]} to {step} into {profile_dir(workdir)}")
             with attempt.input(metrics):

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax.config import DataConfig
-from llama_jax.data import batches, store
+from llama_jax.data import batches, store, tokenizer
 
 BOS, EOS = 1, 2
 
@@ -61,13 +61,21 @@ def write(data: DataConfig) -> None:
         write_split(data, source, "validation", [made_up_tokens(300, number + 10)])
 
 
-def write_split(data: DataConfig, source: str, split: str, arrays: list[np.ndarray]) -> None:
+def write_split(
+    data: DataConfig, source: str, split: str, arrays: list[np.ndarray], of_tokenizer: bool = False
+) -> None:
+    """Write one split. of_tokenizer: as if data.tokenizer had made these tokens."""
+    made_with, ids = "", {"vocab_size": 10_000, "bos_id": BOS, "eos_id": EOS}
+    if of_tokenizer:
+        made_with, vocabulary = tokenizer.sha256(data.tokenizer), tokenizer.load(data.tokenizer)
+        ids = {"vocab_size": vocabulary.vocab_size, "bos_id": vocabulary.bos_id}
+        ids["eos_id"] = vocabulary.eos_ids[0]
     paths = [store.shard_path(source, split, number) for number in range(len(arrays))]
     shards = tuple(
-        store.Shard("file", "", "", 1, len(a), store.write_tokens(data.store, path, a))
+        store.Shard("file", "", made_with, 1, len(a), store.write_tokens(data.store, path, a))
         for path, a in zip(paths, arrays, strict=True)
     )
-    index = store.Split(vocab_size=10_000, bos_id=BOS, eos_id=EOS, shards=shards)
+    index = store.Split(**ids, shards=shards)
     store.write_json(data.store, store.index_path(source, split), dataclasses.asdict(index))
 
 
