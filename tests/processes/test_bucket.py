@@ -195,10 +195,8 @@ def test_a_damaged_checkpoint_in_a_bucket_is_moved_aside(resumed, experiment, st
     assert steps(epath.Path(workdir)) == [6, 9, 12]
     assert list(losses(epath.Path(workdir))) == list(range(1, NUM_STEPS + 1))
     assert storage.buckets[BUCKET]["damaged-run/damaged/12.0/meta/metadata"].content == b"{"
-    (why,) = [
-        name for name in storage.names(BUCKET, "damaged-run/damaged/") if name.endswith("12.0.txt")
-    ]
-    assert b"checkpoints/12 is damaged" in storage.buckets[BUCKET][why].content
+    why = storage.buckets[BUCKET]["damaged-run/damaged/12.0.txt"].content
+    assert b"checkpoints/12 is damaged" in why
 
 
 def test_a_second_process_is_refused_and_a_failing_bucket_ends_the_first(experiment, storage):
@@ -271,9 +269,9 @@ def commands(experiment: Path, address: str) -> list[tuple[object, ...]]:
     [
         ("gs://no-such-bucket/run", "there is no bucket gs://no-such-bucket"),
         (f"gs://{FORBIDDEN}/run", f"gs://{FORBIDDEN} cannot be read: Forbidden: me@x"),
-        ("gs:/llama-runs/run", "expected a local path or gs://"),
-        ("gs://", "expected a local path or gs://"),
-        ("s3://llama-runs/run", "expected a local path or gs://"),
+        ("gs:/llama-runs/run", "expected a local path"),
+        ("gs://", "expected a local path"),
+        ("s3://llama-runs/run", "expected a local path"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused(
@@ -317,7 +315,7 @@ def test_a_bucket_from_which_no_checkpoint_could_be_deleted_is_refused(experimen
 def test_metrics_go_to_a_bucket_in_proportion_to_their_length(storage, monkeypatch):
     monkeypatch.setattr(bucket, "PIECE_BYTES", 500)
     sent = []
-    for num_steps in (50, 100, 200):
+    for num_steps in (30, 60, 120):
         workdir = epath.Path(f"gs://{BUCKET}/grown-{num_steps}")
         writer = Writer(workdir, 0, None)
         for step in range(1, num_steps + 1):
