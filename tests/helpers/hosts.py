@@ -19,7 +19,7 @@ AS_HOST = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"')
 
 
 class Host:
-    """One namespace. Its processes have host name `name` and reach the others at their `address`."""
+    """One namespace: its processes have a host name and an address of their own."""
 
     def __init__(self, namespace: str, name: str, address: str):
         self.namespace, self.name, self.address = namespace, name, address
@@ -30,13 +30,17 @@ class Host:
         return [*enter, *map(str, command)]
 
     def run(self, *command, **options) -> subprocess.CompletedProcess[str]:
-        options = {"capture_output": True, "text": True} | options
-        return subprocess.run(self.command(*command), **options)
+        return subprocess.run(self.command(*command), capture_output=True, text=True, **options)
 
     def popen(self, *command, **options) -> subprocess.Popen[str]:
         """Start a process. Its stdout has all that it prints."""
-        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
-        return subprocess.Popen(self.command(*command), **options)
+        return subprocess.Popen(
+            self.command(*command),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **options,
+        )
 
     def link_down(self) -> None:
         """Pull the cable: nothing arrives any more, and nobody is told."""
