@@ -10,10 +10,12 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 NETWORK = "10.77.0"
+FILES = Path("/etc/netns")  # of a namespace: `ip netns exec` mounts them over those of /etc
 # Give the process a host name of its own, too.
 AS_HOST = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"')
 
@@ -71,6 +73,11 @@ class Host:
         """Return the ids of all processes that run here."""
         return [int(pid) for pid in _ip("netns", "pids", self.namespace).split()]
 
+    def end_processes(self) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
 
 @contextlib.contextmanager
 def hosts(number: int) -> Iterator[list[Host]]:
@@ -86,10 +93,11 @@ def hosts(number: int) -> Iterator[list[Host]]:
         _ip("-netns", switch, "link", "add", "bridge", "type", "bridge")
         _ip("-netns", switch, "link", "set", "bridge", "up")
         for k in range(number):
-            host = Host(f"{prefix}-{k}", f"host-{k}", f"{NETWORK}.{k + 1}")
+            host = Host(f"{prefix}-{k}", _name(k), _address(k))
             _namespace(host.namespace, made)
-            made.callback(_end_processes, host)
+            made.callback(host.end_processes)
             cable = ("netns", host.namespace, "type", "veth", "peer", f"port{k}", "netns", switch)
+            _know(host.namespace, number, made)
             _ip("link", "add", "eth0", *cable)
             _ip("-netns", switch, "link", "set", f"port{k}", "master", "bridge", "up")
             _ip("-netns", host.namespace, "address", "add", f"{host.address}/24", "dev", "eth0")
@@ -104,10 +112,21 @@ def _namespace(name: str, made: contextlib.ExitStack) -> None:
     made.callback(_ip, "netns", "delete", name)
 
 
-def _end_processes(host: Host) -> None:
-    for pid in host.processes():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def _know(namespace: str, number: int, made: contextlib.ExitStack) -> None:
+    """Have all hosts' names mean their addresses, as gloo looks up that of its own."""
+    directory = FILES / namespace
+    directory.mkdir(parents=True)
+    made.callback(shutil.rmtree, directory)
+    lines = ["127.0.0.1 localhost", *(f"{_address(k)} {_name(k)}" for k in range(number))]
+    (directory / "hosts").write_text("\n".join(lines) + "\n")
+
+
+def _name(k: int) -> str:
+    return f"host-{k}"
+
+
+def _address(k: int) -> str:
+    return f"{NETWORK}.{k + 1}"
 
 
 def _skip_unless_allowed() -> None:
