@@ -27,9 +27,10 @@ ROOMS = {
     "plan": {"core", "loading", "run"},
     "scaling": {"core"},
     "sweeps": {"core", "data", "guards", "loading", "opened", "plan", "run", "train"},
+    "pods": {"core", "loading", "run"},
     "commands": {
         *("core", "data", "evaluation", "formats", "generation", "guards", "loading", "opened"),
-        *("plan", "run", "scaling", "sweeps", "train"),
+        *("plan", "pods", "run", "scaling", "sweeps", "train"),
     },
     "door": {"core", "commands"},
 }
