@@ -44,9 +44,8 @@ install() {
 
 # start ID INDEX LABEL WORKDIR ARGUMENT...: run llama-jax, detached. A second time it does nothing.
 start() {
-    if ! flock -w 5 9 && [ "$(cat "$run/id")" = "$1" ]; then
-        exit 0 # the answer to the first was lost
-    fi
+    flock -w 5 9 || true
+    [ "$(cat "$run/id" 2>/dev/null)" = "$1" ] && exit 0 # the answer to the first was lost
     take_lock
     rm -f "$run/status" "$run/pid"
     echo "$1" >"$run/id"

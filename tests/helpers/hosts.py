@@ -9,10 +9,9 @@ import os
 import shutil
 import signal
 import subprocess
+import unittest
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 NETWORK = "10.77.0"
 FILES = Path("/etc/netns")  # of a namespace: `ip netns exec` mounts them over those of /etc
@@ -60,7 +59,7 @@ class Host:
         try:
             self._queue("netem", "delay", f"{milliseconds}ms")
         except subprocess.CalledProcessError as e:
-            pytest.skip(f"netem: {e.stderr.strip()}")
+            raise unittest.SkipTest(f"netem: {e.stderr.strip()}") from e
 
     def unhindered(self) -> None:
         """Take back throttle and delay."""
@@ -131,12 +130,14 @@ def _address(k: int) -> str:
 
 def _skip_unless_allowed() -> None:
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc", "unshare"))):
-        pytest.skip("hosts are network namespaces, which take root, and ip, tc and unshare")
+        raise unittest.SkipTest(
+            "hosts are network namespaces, which take root, and ip, tc and unshare"
+        )
     name = f"llama-jax-{os.getpid()}-probe"
     try:
         _ip("netns", "add", name)
     except subprocess.CalledProcessError as e:
-        pytest.skip(f"no network namespaces here: {e.stderr.strip()}")
+        raise unittest.SkipTest(f"no network namespaces here: {e.stderr.strip()}") from e
     _ip("netns", "delete", name)
 
 

@@ -23,6 +23,7 @@ PORT = 8476
 BOOKED = ("--slice", "v4:2x2x2", "--zone", "us-x1-a", "--project", "p", "--name", "pod", "--yes")
 ADOPTED = ("--zone", "us-x1-a", "--project", "p")
 LONG = ("--set", "run.num_steps=100000", "--set", "upkeep.eval_every=100000")
+SELDOM = ("--set", "upkeep.checkpoint_every=50")
 # A Python whose llama_jax ends at once, with the status that a file says.
 STUB = """#!/bin/sh
 [ "$1" = -c ] && exit 0
@@ -104,7 +105,9 @@ def decisions(directory: Path) -> list[str]:
 @needs_libtpu
 def test_from_create_to_delete(cloud, two_hosts, pod, experiment_file, tmp_path):
     workdir = tmp_path / "run"
-    printed = pod("create", experiment_file, *BOOKED, "--spot", "--workdir", workdir, *LONG)
+    printed = pod(
+        "create", experiment_file, *BOOKED, "--spot", "--workdir", workdir, *LONG, *SELDOM
+    )
     assert "FITS" in printed and "--accelerator-type v4-16" in printed
     assert "known already" in pod(
         *("create", experiment_file, *BOOKED, "--workdir", workdir), status=2
@@ -150,8 +153,8 @@ def test_the_code_that_is_not_committed_is_sent_and_recorded(cloud, pod, adopted
 
 def test_a_host_that_does_not_answer_is_named_and_nothing_is_started(cloud, pod, adopted):
     cloud.set(refuse_ssh=[1])
-    for action in ("install", "run"):
-        printed = pod(action, "pod", status=1)
+    for action in (("install", "pod", "--python", adopted / "python"), ("run", "pod")):
+        printed = pod(*action, status=1)
         assert "1 of 2 hosts" in printed and "pod worker 1: " in printed
         assert "Connection refused" in printed and "pod worker 0:" not in printed
     assert "pod worker 1: unreachable" in pod("status", "pod")
@@ -174,20 +177,21 @@ def test_a_connection_that_is_cut_starts_a_run_once(cloud, pod, adopted):
 @needs_libtpu
 def test_watch_goes_on_after_a_preemption(cloud, two_hosts, pod, popen, experiment_file, tmp_path):
     workdir = tmp_path / "run"
-    pod("create", experiment_file, *BOOKED, "--workdir", workdir, "--set", "run.num_steps=200")
+    long = ("--set", "run.num_steps=200", *SELDOM)
+    pod("create", experiment_file, *BOOKED, "--workdir", workdir, *long)
     file = tmp_path / "llama_jax/pods/pod.json"
     coordinator = f"{two_hosts[0].address}:{PORT}"
     remembered = json.loads(file.read_text())
     remembered |= {"python": sys.executable, "coordinator": coordinator}
     file.write_text(json.dumps(remembered))
 
-    watch = popen("watch", "pod", "--poll", "0.1")
+    watch = popen("watch", "pod", "--poll", "1")
     until(lambda: steps(epath.Path(workdir)))
     for action in ("watch", "stop", "delete"):
         assert f"is watched by process {watch.pid} on" in pod(action, "pod", status=2)
     watch.kill()  # what it knows it can ask for again
     watch.communicate()
-    watch = popen("watch", "pod", "--poll", "0.1")
+    watch = popen("watch", "pod", "--poll", "1")
     cloud.take("pod", "PREEMPTED")
     printed = watch.communicate(timeout=DEADLINE)[0]
     assert watch.returncode == 0, printed
