@@ -8,7 +8,8 @@ from pathlib import Path
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
-from llama_jax.loading import find
+from llama_jax.hardware import parse_slice
+from llama_jax.loading import find, load
 from llama_jax.pods import cloud as gcloud
 from llama_jax.pods import launcher, record
 from llama_jax.pods.cloud import Cloud, CloudError
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 def create(args: argparse.Namespace, cloud: Cloud) -> None:
     stem = re.sub("[^a-z0-9]+", "-", Path(args.experiment).stem.lower()).strip("-")
+    load(args.experiment, args.overrides, args.slice)
     pod = _pod(args, args.name or stem, args.slice, args.provisioning, args.service_account)
     if record.file(pod.name).exists():
         raise UserError(f"--name: {pod.name} is known already; give another, or delete that pod")
@@ -253,7 +255,7 @@ def _pod(
         name=name,
         zone=zone,
         project=project,
-        slice=gcloud.parse_slice(target).name,
+        slice=parse_slice(target).name,
         provisioning=provisioning,
         experiment=str(path.resolve()) if path == Path(args.experiment) else args.experiment,
         overrides=tuple(args.overrides),

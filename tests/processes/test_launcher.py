@@ -177,8 +177,9 @@ def test_a_connection_that_is_cut_starts_a_run_once(cloud, pod, adopted):
 @needs_libtpu
 def test_watch_goes_on_after_a_preemption(cloud, two_hosts, pod, popen, experiment_file, tmp_path):
     workdir = tmp_path / "run"
-    long = ("--set", "run.num_steps=200", *SELDOM)
-    pod("create", experiment_file, *BOOKED, "--workdir", workdir, *long)
+    fields = ("run.num_steps=100", "upkeep.eval_every=100", "upkeep.checkpoint_every=20")
+    overrides = [word for field in fields for word in ("--set", field)]
+    pod("create", experiment_file, *BOOKED, "--workdir", workdir, *overrides)
     file = tmp_path / "llama_jax/pods/pod.json"
     coordinator = f"{two_hosts[0].address}:{PORT}"
     remembered = json.loads(file.read_text())
@@ -186,12 +187,13 @@ def test_watch_goes_on_after_a_preemption(cloud, two_hosts, pod, popen, experime
     file.write_text(json.dumps(remembered))
 
     watch = popen("watch", "pod", "--poll", "1")
-    until(lambda: steps(epath.Path(workdir)))
+    until(lambda: (cloud.home(1) / "llama_jax/run/pid").exists())
     for action in ("watch", "stop", "delete"):
         assert f"is watched by process {watch.pid} on" in pod(action, "pod", status=2)
     watch.kill()  # what it knows it can ask for again
     watch.communicate()
     watch = popen("watch", "pod", "--poll", "1")
+    until(lambda: steps(epath.Path(workdir)))
     cloud.take("pod", "PREEMPTED")
     printed = watch.communicate(timeout=DEADLINE)[0]
     assert watch.returncode == 0, printed
@@ -199,7 +201,7 @@ def test_watch_goes_on_after_a_preemption(cloud, two_hosts, pod, popen, experime
         *("install", "run"),
         *("delete", "create", "install", "run", "done"),
     ]
-    assert [*losses(workdir)] == [*range(1, 201)]
+    assert [*losses(workdir)] == [*range(1, 101)]
 
 
 def test_watch_gives_up_when_nothing_gets_better(pod, adopted):
