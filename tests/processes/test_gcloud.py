@@ -74,8 +74,8 @@ def remember(provisioning: str) -> None:
 
 def normal(line: str) -> list[str]:
     """Return a command as it is but for the verb of host.sh, which gcloud does not read, and for
-    the names of files that are gone."""
-    words = [word for word in shlex.split(line) if not word.startswith("/tmp")]
+    files that are gone."""
+    words = [re.sub("^/.*", "file", word) for word in shlex.split(line)]
     if "--command" in words:
         words[words.index("--command") + 1] = "sh"
     return words
