@@ -167,6 +167,14 @@ CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 CHIP_OF_KIND = {chip.device_kind: chip for chip in CHIPS.values()}
 # Google Cloud's accelerator types, such as v5p-128: the chip, and what its number counts for one.
 ACCELERATORS = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
+# The same on Kubernetes: cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
+NODE_LABELS = {
+    "v4": "tpu-v4-podslice",
+    "v5e": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+    "tpu7x": "tpu7x",
+}
 ALIASES = "v5litepod is v5e, trillium is v6e, v7 and ironwood are tpu7x"
 
 MOST_CHIPS = 2**20  # that anything here is worked out for

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llama_jax.commands import options
 from llama_jax.config import UserError
-from llama_jax.hardware import parse_slice
+from llama_jax.hardware import Slice, parse_slice
 from llama_jax.loading import find, load
 from llama_jax.pods import cloud as gcloud
 from llama_jax.pods import launcher, record
@@ -34,8 +34,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     create = add("create", "book slices for an experiment, if it fits them")
     _for_experiment(create)
-    create.add_argument("--slice", required=True, metavar="SLICE", help="e.g. v5p:4x4x4")
-    create.add_argument("--name", help="of the pod (default: of the experiment)")
+    _place(create)
+    _new(create)
     how = create.add_mutually_exclusive_group()
     for provisioning in ("spot", "reserved"):
         how.add_argument(
@@ -51,6 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     _yes(create)
     adopt = add_named("adopt", "take a TPU VM that exists")
     _for_experiment(adopt)
+    _place(adopt)
     install = add_named("install", "put this code and its environment on all hosts")
     install.add_argument(
         "--python", metavar="PATH", help="of an environment that the hosts have already"
@@ -86,15 +87,34 @@ def arguments(parser: argparse.ArgumentParser) -> None:
             metavar="SECONDS",
             help="between two looks (default: 30)",
         )
+    manifest = actions.add_parser(
+        "manifest",
+        help="print what Kubernetes or SkyPilot needs",
+        description="print what Kubernetes or SkyPilot needs, which book and restart by themselves",
+    )
+    manifest.set_defaults(dry_run=True)
+    _for_experiment(manifest)
+    _new(manifest)
+    manifest.add_argument("--to", required=True, choices=("jobset", "skypilot"))
+    manifest.add_argument("--image", help="of --to jobset: see tpu_setup/Dockerfile")
+    manifest.add_argument("--spot", action="store_true", help="on spot slices")
 
 
 def _for_experiment(parser: argparse.ArgumentParser) -> None:
     options.experiment(parser)
-    parser.add_argument("--zone", help="(default: gcloud's compute/zone)")
-    parser.add_argument("--project", help="(default: gcloud's core/project)")
     parser.add_argument(
         "--workdir", required=True, help="gs://BUCKET/..., or a path that all hosts share"
     )
+
+
+def _new(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--slice", required=True, metavar="SLICE", help="e.g. v5p:4x4x4")
+    parser.add_argument("--name", help="(default: of the experiment)")
+
+
+def _place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--zone", help="(default: gcloud's compute/zone)")
+    parser.add_argument("--project", help="(default: gcloud's core/project)")
 
 
 def _yes(parser: argparse.ArgumentParser) -> None:
@@ -109,9 +129,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def create(args: argparse.Namespace, cloud: Cloud) -> None:
-    stem = re.sub("[^a-z0-9]+", "-", Path(args.experiment).stem.lower()).strip("-")
-    load(args.experiment, args.overrides, args.slice)
-    pod = _pod(args, args.name or stem, args.slice, args.provisioning, args.service_account)
+    pod = _pod(args, _name(args), _tpus(args), args.provisioning, args.service_account)
     if record.file(pod.name).exists():
         raise UserError(f"--name: {pod.name} is known already; give another, or delete that pod")
     if not cloud.dry_run:
@@ -131,7 +149,7 @@ def adopt(args: argparse.Namespace, cloud: Cloud) -> None:
     zone, project = _zone_and_project(args)
     cloud = Cloud(dry_run=False)  # it only asks, and nothing is known without the answer
     target = gcloud.adopted_slice(cloud, args.name, zone, project)
-    pod = _pod(args, args.name, target.name, "adopted", None)
+    pod = _pod(args, args.name, target, "adopted", None)
     if not args.dry_run:
         record.write(pod)
     print(f"{pod.name} is a {pod.slice} of {len(pod.hosts)} hosts")
@@ -230,6 +248,19 @@ def watch(args: argparse.Namespace, cloud: Cloud) -> int:
     return 0
 
 
+def manifest(args: argparse.Namespace, cloud: Cloud) -> None:
+    from llama_jax.pods.manifest import jobset, skypilot
+
+    if (args.to == "jobset") != (args.image is not None):
+        raise UserError("--image: --to jobset needs one, and only that; see tpu_setup/Dockerfile")
+    target = _tpus(args)
+    train = launcher.train_arguments(args.experiment, args.overrides, args.workdir, target)
+    if args.to == "jobset":
+        print(jobset(_name(args), target, args.spot, args.image, train), end="")
+    else:
+        print(skypilot(_name(args), target, args.spot, train), end="")
+
+
 ACTIONS = {
     "create": create,
     "adopt": adopt,
@@ -240,6 +271,7 @@ ACTIONS = {
     "stop": stop,
     "delete": delete,
     "watch": watch,
+    "manifest": manifest,
 }
 
 
@@ -247,7 +279,7 @@ ACTIONS = {
 
 
 def _pod(
-    args: argparse.Namespace, name: str, target: str, provisioning: str, account: str | None
+    args: argparse.Namespace, name: str, target: Slice, provisioning: str, account: str | None
 ) -> Pod:
     zone, project = _zone_and_project(args)
     path = find(args.experiment)
@@ -255,13 +287,27 @@ def _pod(
         name=name,
         zone=zone,
         project=project,
-        slice=parse_slice(target).name,
+        slice=target.name,
         provisioning=provisioning,
         experiment=str(path.resolve()) if path == Path(args.experiment) else args.experiment,
         overrides=tuple(args.overrides),
         workdir=args.workdir,
         service_account=account,
     )
+
+
+def _tpus(args: argparse.Namespace) -> Slice:
+    """Return the slice. Raise UserError if it is of GPUs, or the experiment is not for it."""
+    target = parse_slice(args.slice)
+    if not target.chip.dimensions:
+        raise UserError(f"--slice: a pod is of TPUs, and {target.name} is not")
+    load(args.experiment, args.overrides, args.slice)
+    return target
+
+
+def _name(args: argparse.Namespace) -> str:
+    stem = re.sub("[^a-z0-9]+", "-", Path(args.experiment).stem.lower()).strip("-")
+    return args.name or stem
 
 
 def _zone_and_project(args: argparse.Namespace) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from llama_jax.hardware import Slice
 from llama_jax.pods import cloud as gcloud
 from llama_jax.pods import revision
 from llama_jax.pods.cloud import Cloud, CloudError
@@ -79,12 +80,13 @@ def run(cloud: Cloud, pod: Pod, arguments: Sequence[str] = ()) -> None:
             host: str(state) for host, state in found.items() if state.name not in ("ended", "idle")
         }
         _raise_if(unfit, pod, "not ready, nothing was started")
+    train = train_arguments(pod.experiment, pod.overrides, pod.workdir, pod.target)
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
 
     def start_on(host: Host) -> str:
         index = pod.hosts.index(host)
-        command = (*train_command(pod, index), *arguments)
-        words = ("start", name, str(index), host.label, pod.workdir, *command)
+        job = [f"{pod.coordinator},{len(pod.hosts)},{index}"] if pod.coordinator else []
+        words = ("start", name, str(index), host.label, pod.workdir, *train, *job, *arguments)
         try:
             return gcloud.ssh(cloud, pod, host, *words)
         except CloudError:  # the connection broke, before or after: the second one knows
@@ -96,15 +98,14 @@ def run(cloud: Cloud, pod: Pod, arguments: Sequence[str] = ()) -> None:
         _raise_if(failures, pod, "could not be started, the others were stopped")
 
 
-def train_command(pod: Pod, index: int) -> list[str]:
-    """Return the arguments of llama-jax on the host with this index."""
-    job = ["--multihost"]
-    if pod.coordinator:
-        job.append(f"{pod.coordinator},{len(pod.hosts)},{index}")
-    overrides = [word for text in pod.overrides for word in ("--set", text)]
-    experiment = revision.path_of(pod.experiment)
-    to = ["--workdir", pod.workdir, "--slice", pod.slice]
-    return ["train", experiment, *to, *job, *overrides]
+def train_arguments(
+    experiment: str, overrides: Sequence[str], workdir: str, target: Slice
+) -> list[str]:
+    """Return the arguments of llama-jax, with the code's directory as the current one."""
+    sets = [word for text in overrides for word in ("--set", text)]
+    to = ["--workdir", workdir, "--slice", target.name]
+    together = ["--multihost"] if target.num_slices * target.hosts_per_slice > 1 else []
+    return ["train", revision.path_of(experiment), *to, *sets, *together]
 
 
 def states(cloud: Cloud, pod: Pod) -> dict[Host, HostState]:

@@ -20,7 +20,7 @@ def test_a_host_that_only_trains_needs_requirements_train_only(experiment_file, 
     code = """
 import sys
 for name in ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio", "libtpu",
-             "tensorboard", "gguf", "safetensors", "yaml"):
+             "tensorboard", "gguf", "safetensors"):
     sys.modules[name] = None
 from llama_jax.cli import main
 main()
