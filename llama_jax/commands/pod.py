@@ -32,7 +32,42 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         added.add_argument("name", metavar="NAME", help="of the pod")
         return added
 
-    create = add("create", "book slices for an experiment, if it fits them")
+    _of_create(add("create", "book slices for an experiment, if it fits them"))
+    adopt = add_named("adopt", "take a TPU VM that exists")
+    _for_experiment(adopt)
+    _place(adopt)
+    install = add_named("install", "put this code and its environment on all hosts")
+    install.add_argument(
+        "--python", metavar="PATH", help="of an environment that the hosts have already"
+    )
+    _poll(install)
+    _of_run(add_named("run", "start the experiment on all hosts, or go on with it"))
+    add_named("status", "say what the pod and each host does")
+    logs = add_named("logs", "print the end of the logs")
+    logs.add_argument("--worker", type=options.number(int, 0), help="of this host only")
+    logs.add_argument("--lines", type=options.number(int, 1), default=20)
+    logs.add_argument("--follow", action="store_true", help="of one host, until its run ends")
+    add_named("stop", "have the run save and end, and wait for that")
+    _yes(add_named("delete", "free the slices, and forget the pod"))
+    watch = add_named("watch", "keep the run going to its end: book, install and start it again")
+    watch.add_argument(
+        "--attempts",
+        type=options.number(int, 1),
+        default=5,
+        help="failures in a row without a new checkpoint, after which to give up (default: 5)",
+    )
+    _poll(watch)
+    does = "print what Kubernetes or SkyPilot needs, which book and restart by themselves"
+    manifest = actions.add_parser("manifest", help=does, description=does)
+    manifest.set_defaults(dry_run=True)
+    _for_experiment(manifest)
+    _new(manifest)
+    manifest.add_argument("--to", required=True, choices=("jobset", "skypilot"))
+    manifest.add_argument("--image", help="of --to jobset: see tpu_setup/Dockerfile")
+    manifest.add_argument("--spot", action="store_true", help="on spot slices")
+
+
+def _of_create(create: argparse.ArgumentParser) -> None:
     _for_experiment(create)
     _place(create)
     _new(create)
@@ -49,55 +84,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--service-account", metavar="EMAIL", help="that the hosts act as")
     create.add_argument("--price", type=options.number(float, 0), help="of one chip for one hour")
     _yes(create)
-    adopt = add_named("adopt", "take a TPU VM that exists")
-    _for_experiment(adopt)
-    _place(adopt)
-    install = add_named("install", "put this code and its environment on all hosts")
-    install.add_argument(
-        "--python", metavar="PATH", help="of an environment that the hosts have already"
-    )
-    begin = add_named("run", "start the experiment on all hosts, or go on with it")
-    begin.add_argument(
+
+
+def _of_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
         "--coordinator",
         metavar="ADDRESS:PORT",
         help="of the first host, where the hosts are no TPU VMs",
     )
-    options.overrides(begin)
-    begin.add_argument("--accept-changes", action="store_true", help="as of train")
-    begin.add_argument("--profile", metavar="STEPS", help="as of train")
-    add_named("status", "say what the pod and each host does")
-    logs = add_named("logs", "print the end of the logs")
-    logs.add_argument("--worker", type=options.number(int, 0), help="of this host only")
-    logs.add_argument("--lines", type=options.number(int, 1), default=20)
-    logs.add_argument("--follow", action="store_true", help="of one host, until its run ends")
-    add_named("stop", "have the run save and end, and wait for that")
-    _yes(add_named("delete", "free the slices, and forget the pod"))
-    watch = add_named("watch", "keep the run going to its end: book, install and start it again")
-    watch.add_argument(
-        "--attempts",
-        type=options.number(int, 1),
-        default=5,
-        help="failures in a row without a new checkpoint, after which to give up (default: 5)",
-    )
-    for waiting in (install, watch):
-        waiting.add_argument(
-            "--poll",
-            type=options.positive(),
-            default=30.0,
-            metavar="SECONDS",
-            help="between two looks (default: 30)",
-        )
-    manifest = actions.add_parser(
-        "manifest",
-        help="print what Kubernetes or SkyPilot needs",
-        description="print what Kubernetes or SkyPilot needs, which book and restart by themselves",
-    )
-    manifest.set_defaults(dry_run=True)
-    _for_experiment(manifest)
-    _new(manifest)
-    manifest.add_argument("--to", required=True, choices=("jobset", "skypilot"))
-    manifest.add_argument("--image", help="of --to jobset: see tpu_setup/Dockerfile")
-    manifest.add_argument("--spot", action="store_true", help="on spot slices")
+    options.overrides(run)
+    run.add_argument("--accept-changes", action="store_true", help="as of train")
+    run.add_argument("--profile", metavar="STEPS", help="as of train")
 
 
 def _for_experiment(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +112,16 @@ def _new(parser: argparse.ArgumentParser) -> None:
 def _place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--zone", help="(default: gcloud's compute/zone)")
     parser.add_argument("--project", help="(default: gcloud's core/project)")
+
+
+def _poll(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--poll",
+        type=options.positive(),
+        default=30.0,
+        metavar="SECONDS",
+        help="between two looks (default: 30)",
+    )
 
 
 def _yes(parser: argparse.ArgumentParser) -> None:
