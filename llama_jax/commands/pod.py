@@ -14,7 +14,7 @@ from llama_jax.pods import cloud as gcloud
 from llama_jax.pods import launcher, record
 from llama_jax.pods.cloud import Cloud, CloudError
 from llama_jax.pods.record import Pod
-from llama_jax.pods.watch import GaveUp, Watch, alone
+from llama_jax.pods.watch import ATTEMPTS, GaveUp, Watch, alone
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +53,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     watch.add_argument(
         "--attempts",
         type=options.number(int, 1),
-        default=5,
-        help="failures in a row without a new checkpoint, after which to give up (default: 5)",
+        default=ATTEMPTS,
+        help=f"failures in a row without a new checkpoint before giving up (default: {ATTEMPTS})",
     )
     _poll(watch)
     does = "print what Kubernetes or SkyPilot needs, which book and restart by themselves"

@@ -113,6 +113,10 @@ def read(name: str) -> Pod:
         raise UserError(f"pod: {file(name)} is damaged: {e}") from e
 
 
+def known() -> list[Pod]:
+    return [read(path.stem) for path in sorted(directory().glob("*.json"))]
+
+
 def write(pod: Pod) -> None:
     directory().mkdir(parents=True, exist_ok=True)
     write_whole(epath.Path(file(pod.name)), json.dumps(dataclasses.asdict(pod), indent=2) + "\n")

@@ -20,6 +20,8 @@ from llama_jax.pods.cloud import Cloud, CloudError
 from llama_jax.pods.launcher import ENDED, GRANTED
 from llama_jax.pods.record import Pod, directory, file
 
+ATTEMPTS = 5
+
 
 class GaveUp(RuntimeError):
     """Nothing that `watch` may do would help; the message says why."""

@@ -26,6 +26,7 @@ GONE = {"SUSPENDED", "FAILED", "PREEMPTED"}
 class Cloud:
     """The cloud in a directory: a gcloud to put on the PATH, and its state.
 
+    nodes: TPU VM -> the hosts that it has, by their number; all of them, if it is not named.
     states: queued resource or TPU VM -> those that `describe` gives, each once but the last.
     refuse_create: what `create` answers, if it refuses. refuse_ssh: workers that do not answer.
     cut_start: workers whose connection is cut once, after it has started a run.
@@ -44,7 +45,14 @@ class Cloud:
         )
         shim.chmod(0o755)
         namespaces = [(host.namespace, host.name, host.address) for host in hosts]
-        start = {"hosts": namespaces, "states": {}, "calls": [], "zone": "", "project": ""}
+        start = {
+            "hosts": namespaces,
+            "states": {},
+            "nodes": {},
+            "calls": [],
+            "zone": "",
+            "project": "",
+        }
         start |= {"refuse_create": "", "refuse_ssh": [], "cut_start": []}
         self.file.write_text(json.dumps(start))
 
@@ -79,15 +87,18 @@ class Cloud:
         """Take the slice away, as preemption does."""
         with self.change() as cloud:
             cloud["states"][name] = [state]
-            self._wipe(cloud)
+            self._wipe(cloud, name)
 
     def home(self, worker: int) -> Path:
         return self.homes / str(worker)
 
-    def _wipe(self, state: dict[str, Any]) -> None:
-        for host in (Host(*names) for names in state["hosts"]):
-            host.end_processes()
-        shutil.rmtree(self.homes, ignore_errors=True)
+    def _hosts(self, state: dict[str, Any], name: str) -> list[int]:
+        return state["nodes"].get(name, range(len(state["hosts"])))
+
+    def _wipe(self, state: dict[str, Any], name: str) -> None:
+        for number in self._hosts(state, name):
+            Host(*state["hosts"][number]).end_processes()
+            shutil.rmtree(self.home(number), ignore_errors=True)
 
     def main(self, words: list[str]) -> None:
         with self.change() as state:
@@ -114,7 +125,8 @@ class Cloud:
             states = self._of(state, args)
             now = states.pop(0) if len(states) > 1 else states[0]
             if kind == "tpu-vm":
-                config = {"type": "V4", "topology": "2x2x2"}
+                shape = f"2x2x{len(self._hosts(state, args.names[0]))}"
+                config = {"type": "V4", "topology": shape}
                 print(json.dumps({"state": now, "acceleratorConfig": config}))
             else:
                 print(json.dumps({"state": {"state": now}}))
@@ -125,7 +137,7 @@ class Cloud:
             if kind == "queued-resources" and not args.force:
                 sys.exit("ERROR: FAILED_PRECONDITION: it has nodes")
             del state["states"][args.names[0]]
-            self._wipe(state)
+            self._wipe(state, args.names[0])
 
     def _of(self, state: dict[str, Any], args: argparse.Namespace) -> list[str]:
         if args.names[0] not in state["states"]:
@@ -134,10 +146,11 @@ class Cloud:
 
     def _reach(self, args: argparse.Namespace) -> tuple[Host, dict[str, str], bool]:
         """Return the host, its environment, and whether the connection is cut."""
-        worker = int(args.worker)
+        node = args.names[-1].rstrip(":")
         with self.change() as state:
-            if not (set(state["states"].get(args.names[-1].rstrip(":"), ["GONE"])) - GONE):
+            if not set(state["states"].get(node, ["FAILED"])) - GONE:
                 sys.exit("ERROR: NOT_FOUND: there is no such TPU")
+            worker = self._hosts(state, node)[int(args.worker)]
             if worker in state["refuse_ssh"]:
                 sys.exit("ssh: connect to host 203.0.113.1 port 22: Connection refused")
             cut = worker in state["cut_start"] and " start " in (args.command or "")
