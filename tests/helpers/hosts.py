@@ -6,6 +6,7 @@ started in them by root only, and see the files of this machine.
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -85,6 +86,7 @@ def hosts(number: int) -> Iterator[list[Host]]:
     Skip the test where that is not allowed.
     """
     _skip_unless_allowed()
+    _clear_away()
     prefix = f"llama-jax-{os.getpid()}"
     switch, found = f"{prefix}-switch", []
     with contextlib.ExitStack() as made:
@@ -104,6 +106,16 @@ def hosts(number: int) -> Iterator[list[Host]]:
                 _ip("-netns", host.namespace, "link", "set", device, "up")
             found.append(host)
         yield found
+
+
+def _clear_away() -> None:
+    """Delete what tests left that were killed."""
+    for name in [line.split()[0] for line in _ip("netns", "list").splitlines()]:
+        match = re.fullmatch(r"llama-jax-(\d+)-\w+", name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            Host(name, "", "").end_processes()
+            _ip("netns", "delete", name)
+            shutil.rmtree(FILES / name, ignore_errors=True)
 
 
 def _namespace(name: str, made: contextlib.ExitStack) -> None:
