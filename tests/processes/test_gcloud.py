@@ -23,7 +23,7 @@ def gcloud(tmp_path):
     """Run Google's gcloud with a configuration of its own."""
 
     def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-        own = {"CLOUDSDK_CONFIG": str(tmp_path / "gcloud"), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
+        own = {"CLOUDSDK_CONFIG": str(tmp_path / "gcloud"), "CLOUDSDK_CORE_PROJECT": "p"}
         return subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
 
     return run
