@@ -133,10 +133,13 @@ def state(cloud: Cloud, pod: Pod) -> str | None:
 
 
 def adopted_slice(cloud: Cloud, name: str, zone: str, project: str) -> Slice:
-    """Return the slice that a TPU VM which exists is. Raise UserError if there is none."""
+    """Return the slice that a TPU VM which exists is. Raise UserError if it is older than v4."""
     where = ("--zone", zone, "--project", project)
     found = json.loads(cloud.run(*TPUS, "tpu-vm", "describe", name, *where, "--format", "json"))
-    shape = found["acceleratorConfig"]
+    shape = found.get("acceleratorConfig")
+    if shape is None:
+        kind = found.get("acceleratorType")
+        raise UserError(f"pod: {name} is a {kind}, expected a chip from v4 on")
     chip = KINDS.get(shape["type"], shape["type"].lower())
     return parse_slice(f"{chip}:{shape['topology']}")
 

@@ -15,7 +15,7 @@ from llama_jax.pods.record import Host, Pod
 
 STOP_SECONDS = 900  # for a save
 GRANTED = "ACTIVE"
-ENDED = ("SUSPENDING", "SUSPENDED", "DELETING", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED")
+ENDED = ("SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED")  # and must be booked again
 SCRIPT = Path(__file__).with_name("host.sh")
 
 
@@ -81,11 +81,12 @@ def run(cloud: Cloud, pod: Pod, arguments: Sequence[str] = ()) -> None:
         }
         _raise_if(unfit, pod, "not ready, nothing was started")
     train = train_arguments(pod.experiment, pod.overrides, pod.workdir, pod.target)
+    joined = pod.coordinator and len(pod.hosts) > 1
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
 
     def start_on(host: Host) -> str:
         index = pod.hosts.index(host)
-        job = [f"{pod.coordinator},{len(pod.hosts)},{index}"] if pod.coordinator else []
+        job = [f"{pod.coordinator},{len(pod.hosts)},{index}"] if joined else []
         words = ("start", name, str(index), host.label, pod.workdir, *train, *job, *arguments)
         try:
             return gcloud.ssh(cloud, pod, host, *words)

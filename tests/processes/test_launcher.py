@@ -23,7 +23,7 @@ PORT = 8476
 BOOKED = ("--slice", "v4:2x2x2", "--zone", "us-x1-a", "--project", "p", "--name", "pod", "--yes")
 ADOPTED = ("--zone", "us-x1-a", "--project", "p")
 LONG = ("--set", "run.num_steps=100000", "--set", "upkeep.eval_every=100000")
-SELDOM = ("--set", "upkeep.checkpoint_every=50")
+SELDOM = ("--set", "upkeep.checkpoint_every=10")
 # A Python whose llama_jax ends at once, with the status that a file says.
 STUB = """#!/bin/sh
 [ "$1" = -c ] && exit 0
