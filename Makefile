@@ -39,13 +39,18 @@ $(READY):
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
 	@touch $@
 
-$(READY)-requirements.txt: requirements.txt pyproject.toml | $(READY)
+$(READY)-requirements.txt: requirements.txt requirements-train.txt requirements-tools.txt pyproject.toml | $(READY)
 	@$(UV) -r requirements.txt
 	@$(UV) --no-deps --editable .
 	@touch $@
 
-$(READY)-requirements-tpu.txt $(READY)-requirements-current.txt: $(READY)-%: % $(READY)-requirements.txt
-	@$(UV) -r $*
+$(READY)-requirements-tpu.txt: requirements-tpu.txt requirements-train.txt pyproject.toml | $(READY)
+	@$(UV) -r requirements-tpu.txt
+	@$(UV) --no-deps --editable .
+	@touch $@
+
+$(READY)-requirements-current.txt: requirements-current.txt $(READY)-requirements.txt
+	@$(UV) -r requirements-current.txt
 	@touch $@
 
 $(READY)-requirements-test.txt $(READY)-requirements-lint.txt: $(READY)-%: % $(READY)-requirements.txt
@@ -105,6 +110,7 @@ $(READY)-requirements-docs.txt: requirements-docs.txt $(READY)-requirements.txt
 lint: setup $(READY)-requirements-lint.txt $(READY)-requirements-test.txt $(READY)-requirements-peers.txt
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/shellcheck llama_jax/pods/host.sh
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(READY)-requirements-lint.txt

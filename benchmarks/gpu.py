@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--parts NAME ...] [--json FILE]
 
-On a machine with a card it needs of requirements.txt only these, and jax for CUDA:
+On a machine with a card it needs of requirements-train.txt only these, and jax for CUDA:
 
     pip install "jax[cuda12]==0.10.2" flax==0.12.8 optax==0.2.8 numpy==2.4.6 rich==15.0.0
 

@@ -30,6 +30,7 @@ class Chip:
     watts: float | None = None  # of a whole chip; None: no public figure
     clock: float = 0.0  # Hz of the cycles in libtpu's programs
     dimensions: int = 0  # of the torus; 0: GPUs, of which NVLink joins those of a node
+    runtime: str | None = None  # the image of a Cloud TPU VM; None: the Cloud TPU API has none
     node_size: int = 0  # GPUs in a node
     devices_per_chip: int = 1
     attention_efficiency: float = 0.5  # share of the peak that the kernel is assumed to reach
@@ -49,8 +50,8 @@ class Chip:
 # peak over the FLOPs of a cycle (2^18 on v4 and v5p, 2^17 on v5e, 2^19 on v6e and tpu7x); the
 # cycles that libtpu expects of large matmuls are 2-44% more. link_bandwidth:
 # jax-ml.github.io/scaling-book, chapter TPUs; that of v4, and 90% of the nominal figure of others.
-# attention_efficiency: assumed; less on v6e and tpu7x, whose matrix units of 256x256 are half empty
-# with heads of 128.
+# runtime: cloud.google.com/tpu/docs/runtimes. attention_efficiency: assumed; less on v6e and tpu7x,
+# whose matrix units of 256x256 are half empty with heads of 128.
 _TPUS = (
     Chip(
         name="v4",
@@ -64,6 +65,7 @@ _TPUS = (
         watts=170,  # the mean measured; minimum 90, maximum 192 (cloud.google.com/tpu/docs/v4)
         clock=1.05e9,
         dimensions=3,
+        runtime="tpu-ubuntu2204-base",
         calibrated=True,
     ),
     Chip(
@@ -77,6 +79,7 @@ _TPUS = (
         network_bandwidth=3.125e9,  # 6.4 Tbit/s of a pod of 256
         clock=1.5e9,
         dimensions=2,
+        runtime="v2-alpha-tpuv5-lite",
         calibrated=True,
     ),
     Chip(
@@ -90,6 +93,7 @@ _TPUS = (
         network_bandwidth=6.25e9,
         clock=1.75e9,
         dimensions=3,
+        runtime="v2-alpha-tpuv5",
         calibrated=True,
     ),
     Chip(
@@ -103,6 +107,7 @@ _TPUS = (
         network_bandwidth=12.5e9,
         clock=1.75e9,
         dimensions=2,
+        runtime="v2-alpha-tpuv6e",
         attention_efficiency=0.28,
     ),
     Chip(
@@ -162,12 +167,25 @@ CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 CHIP_OF_KIND = {chip.device_kind: chip for chip in CHIPS.values()}
 # Google Cloud's accelerator types, such as v5p-128: the chip, and what its number counts for one.
 ACCELERATORS = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
+# The same on Kubernetes: cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
+NODE_LABELS = {
+    "v4": "tpu-v4-podslice",
+    "v5e": "tpu-v5-lite-podslice",
+    "v5p": "tpu-v5p-slice",
+    "v6e": "tpu-v6e-slice",
+    "tpu7x": "tpu7x",
+}
 ALIASES = "v5litepod is v5e, trillium is v6e, v7 and ironwood are tpu7x"
 
 MOST_CHIPS = 2**20  # that anything here is worked out for
 
 # cloud.google.com/tpu/docs/v5e and v6e.
 SHAPES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+# Chips of the largest slice that is one VM, by the dimensions of the torus, and chips of each VM of
+# a larger one: cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
+ON_ONE_HOST = {2: 8, 3: 4}
+CHIPS_PER_HOST = 4
+
 # cloud.google.com/tpu/docs/v5p; from a cube on, any in which each dimension is a multiple of 4.
 SHAPES_3D = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
@@ -192,6 +210,22 @@ class Slice:
     @property
     def num_devices(self) -> int:
         return self.num_chips * self.chip.devices_per_chip
+
+    @property
+    def hosts_per_slice(self) -> int:
+        """Return the number of VMs of one slice of TPUs."""
+        chips = math.prod(self.shape)
+        return 1 if chips <= ON_ONE_HOST[self.chip.dimensions] else chips // CHIPS_PER_HOST
+
+    @property
+    def accelerator_type(self) -> str | None:
+        """Return Google Cloud's name of one slice, such as v5p-128; None for another shape than
+        the one that the name stands for."""
+        for name, (chip, counted) in ACCELERATORS.items():
+            text = f"{name}-{math.prod(self.shape) * counted}"
+            if chip == self.chip.name and parse_slice(text).shape == self.shape:
+                return text
+        return None
 
 
 def parse_slice(text: str) -> Slice:

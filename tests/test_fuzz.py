@@ -3,6 +3,7 @@
 import argparse
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,10 @@ def usual(verb: str, directory: Path, run: Path) -> list[str]:
         "export": [str(run), "--to", "hf", "--out", str(directory)],
         "import": [f"{directory}/none", "--out", f"{directory}/out"],
         "plot": [f"{directory}/none"],
+        "pod": [
+            *("create", QUICKSTART, "--slice", "v5e:2x2", "--zone", "z", "--project", "p"),
+            *("--workdir", "gs://b/r", "--dry-run"),
+        ],
         "sweep": [str(EXPERIMENTS / "sweeps/cpu_isoflop.py"), "--dry-run"],
         "fit": [f"{directory}/none", "--bootstraps", "2", "--out", f"{directory}/file/x"],
         "budget": ["--laws", "hoffmann", "--loss", "2.5", "--inference-tokens", "1e12"],
@@ -115,7 +120,10 @@ def _options(verb: str) -> list[str]:
     (verbs,) = (
         a for a in door.parser([verb])._actions if isinstance(a, argparse._SubParsersAction)
     )
-    actions = verbs.choices[verb]._actions
+    actions = list(verbs.choices[verb]._actions)
+    for action in verbs.choices[verb]._actions:
+        if isinstance(action, argparse._SubParsersAction):  # of `pod`, whose usual one is create
+            actions += action.choices["create"]._actions
     return [a.option_strings[0] for a in actions if a.option_strings and a.nargs != 0]
 
 
@@ -131,6 +139,6 @@ def test_what_is_wrong_is_said_in_a_line(verb, cli, odd, runs, tmp_path, monkeyp
         assert done.returncode in (0, 1, 2), case
         assert "Traceback" not in done.stderr + done.stdout, case
         if done.returncode == 2:
-            assert done.stderr.startswith(f"llama-jax {verb}: "), case
+            assert re.match(f"llama-jax {verb}( create)?: ", done.stderr), case
             assert done.stderr.count("\n") == 1 and done.stderr[:-1].isprintable(), case
         assert not list(here.iterdir()), case

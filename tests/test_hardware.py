@@ -40,6 +40,27 @@ def test_accelerator_types_are_slices(accelerator_type, name):
 
 
 @pytest.mark.parametrize(
+    ("name", "accelerator_type", "hosts"),
+    [
+        ("v5e:1x1", "v5litepod-1", 1),
+        ("v5e:2x4", "v5litepod-8", 1),
+        ("2xv5e:4x4", "v5litepod-16", 4),
+        ("v6e:16x16", "v6e-256", 64),
+        ("v4:2x2x1", "v4-8", 1),
+        ("v4:2x2x2", "v4-16", 2),
+        ("v5p:4x4x4", "v5p-128", 16),
+        ("v5p:4x8x8", "v5p-512", 64),
+        ("v5p:4x4x16", None, 64),
+        ("tpu7x:2x2x2", None, 2),
+    ],
+)
+def test_slices_have_accelerator_types_and_hosts(name, accelerator_type, hosts):
+    """As cloud.google.com/tpu/docs lists them. Another shape than the usual one has no name."""
+    target = parse_slice(name)
+    assert (target.accelerator_type, target.hosts_per_slice) == (accelerator_type, hosts)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("8x8", r"got '8x8', expected \[SLICESx\]CHIP:SHAPE"),

@@ -26,10 +26,11 @@ ROOMS = {
     "opened": {"core", "data", "evaluation", "formats", "generation", "loading", "run"},
     "plan": {"core", "loading", "run"},
     "scaling": {"core"},
-    "sweeps": {"core", "data", "guards", "loading", "opened", "plan", "run", "train"},
+    "sweeps": {"core", "data", "guards", "loading", "opened", "plan", "pods", "run", "train"},
+    "pods": {"core", "loading", "run"},
     "commands": {
         *("core", "data", "evaluation", "formats", "generation", "guards", "loading", "opened"),
-        *("plan", "run", "scaling", "sweeps", "train"),
+        *("plan", "pods", "run", "scaling", "sweeps", "train"),
     },
     "door": {"core", "commands"},
 }

@@ -29,6 +29,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir", help="a directory or bucket, shared by all machines (default: runs/NAME)"
     )
     parser.add_argument(
+        "--pods",
+        type=lambda text: text.split(","),
+        metavar="NAME,NAME",
+        help="train on these, of llama-jax pod create: each that is free takes the next run",
+    )
+    parser.add_argument(
+        "--poll",
+        type=options.positive(),
+        default=30.0,
+        metavar="SECONDS",
+        help="of --pods: between two looks (default: 30)",
+    )
+    parser.add_argument(
         "--shard",
         type=shard,
         metavar="I/N",
@@ -46,7 +59,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from llama_jax.hardware import parse_slice
     from llama_jax.place import place
-    from llama_jax.sweeps import board
+    from llama_jax.pods import record
+    from llama_jax.sweeps import board, on_pods
     from llama_jax.sweeps import sweep as room
 
     if args.slice is not None and not args.dry_run or args.price is not None and not args.slice:
@@ -54,10 +68,14 @@ def run(args: argparse.Namespace) -> int:
     for option, value in (
         ("--retry", args.retry or None),
         ("--shard", args.shard),
+        ("--pods", args.pods),
         ("--expiry", args.expiry),
     ):
         if args.dry_run and value is not None:
             raise UserError(f"{option} does nothing with --dry-run, which trains nothing")
+    if args.pods and args.shard:
+        raise UserError("--shard does nothing with --pods, which divide the runs themselves")
+    pods = [record.read(name) for name in args.pods or []]
     workdir = place(args.workdir or f"runs/{Path(args.file).stem}", "--workdir")
     runs = room.load(args.file, args.overrides, workdir)
     if args.dry_run:
@@ -70,17 +88,24 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--workdir: cannot write to {str(workdir)!r}: {reason}") from e
     if args.retry:
         room.retry(runs)
-    shown = board.Board(runs)
+    shown, expiry, dropped = board.Board(runs), args.expiry or EXPIRY, []
     try:
-        room.work(runs, workdir, args.shard or (0, 1), args.expiry or EXPIRY, shown.update)
+        if pods:
+            dropped = on_pods.work(runs, workdir, pods, expiry, args.poll, shown.update)
+        else:
+            room.work(runs, workdir, args.shard or (0, 1), expiry, shown.update)
     finally:
         shown.close()
     failed = [f"{r.name}: {room.state(r).note}" for r in runs if room.state(r).status == "failed"]
     lacking = room.unreadable(runs)
-    for line in (*(f"failed: {line}" for line in failed), *(f"left out: {x}" for x in lacking)):
+    for line in (
+        *dropped,
+        *(f"failed: {line}" for line in failed),
+        *(f"left out: {x}" for x in lacking),
+    ):
         print(line, file=sys.stderr)
     print(f"wrote {workdir}/results.csv")
-    return 1 if failed or lacking else 0
+    return 1 if failed or lacking or dropped else 0
 
 
 def shard(text: str) -> tuple[int, int]:

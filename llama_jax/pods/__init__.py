@@ -1,0 +1,1 @@
+"""Slices of Cloud TPUs that are booked, set up, started and watched by gcloud."""
