@@ -21,7 +21,7 @@ from llama_jax.process import Terminated, raise_on_signals
 # Verb: what it does. Its file is commands/VERB.py.
 VERBS = {
     "train": "train, or go on training, an experiment",
-    "show": "print what an experiment amounts to",
+    "show": "print what an experiment amounts to, or where a run is and where its time went",
     "plan": "say whether an experiment fits a slice, and its cost",
     "prepare": "tokenize an experiment's corpus into its token store",
     "tokenizer": "train a tokenizer on an experiment's mixture",

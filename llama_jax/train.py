@@ -102,6 +102,7 @@ def train_from_newest(
         plot_losses(workdir)
         print(f"{workdir} is trained to step {start} of {run.num_steps}: nothing left to do")
         return
+    attempt.begin(start)
     if rolled_back is not None:
         schedule = schedule.from_step(start, rolled_back.next_batch)
 
@@ -165,6 +166,7 @@ def train_from_newest(
                 raise stop.after(step + 1, workdir)
             if to_evaluate or to_save:
                 monitor.enter("step")
+        monitor.enter("save")
         saves.finish(run.num_steps, state, experiment, schedule, origin)
         monitor.summary()
 

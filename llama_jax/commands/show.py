@@ -1,18 +1,23 @@
-"""show: what an experiment amounts to, as a table."""
+"""show: what an experiment amounts to, or where a run is and what its time went into."""
 
 import argparse
+import datetime
 import math
 from pathlib import Path
 
+from etils import epath
 from rich.console import Console
 from rich.table import Table
 
 from llama_jax.commands import options
-from llama_jax.config import Experiment
-from llama_jax.experiment import IDENTITY, changes
+from llama_jax.config import Experiment, UserError
+from llama_jax.experiment import IDENTITY, changes, from_json
 from llama_jax.flops import model_flops_per_token, num_params
 from llama_jax.loading import load
+from llama_jax.place import place
+from llama_jax.plain_file import plain
 
+LAST_EVENTS = 5  # of an attempt, that are shown
 PAPER = ("llama_7b", "llama_13b", "llama_33b", "llama_65b")  # of experiments/
 # What a result depends on, in a few words. Not data.store, which is a place.
 MEANINGS = {
@@ -54,12 +59,58 @@ MEANINGS = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    options.experiment(parser)
+    parser.add_argument(
+        "what",
+        metavar="EXPERIMENT|WORKDIR",
+        help="a file such as experiments/quickstart.py, or the name of one that comes with "
+        "llama_jax, such as quickstart; or a run",
+    )
+    options.overrides(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    print_experiment(load(args.experiment, args.overrides), Path(args.experiment).stem)
+    if args.what.startswith("gs://") or Path(args.what).is_dir():
+        if args.overrides:
+            raise UserError("--set: belongs to an experiment; a run is as it was trained")
+        print_run(place(args.what, "workdir"))
+    else:
+        print_experiment(load(args.what, args.overrides), Path(args.what).stem)
     return 0
+
+
+def print_run(workdir: epath.Path) -> None:
+    """Print where a run is, what troubled it, and its goodput. Raise UserError if it is none."""
+    from llama_jax.run.goodput import goodput_table, plot_goodput, read_attempts
+    from llama_jax.run.metrics import read_metrics
+    from llama_jax.run.workdir import config_file, metrics_file, steps
+
+    path = config_file(workdir)
+    if not path.exists():
+        raise UserError(f"workdir: no {path}; {workdir} is not a run of llama-jax train")
+    experiment = from_json(plain(path).read_bytes(), str(path))
+    rows = read_metrics(workdir) if metrics_file(workdir).exists() else []
+    held_out = [row for row in rows if "validation_loss" in row]
+    at = max((row["step"] for row in rows), default=0)
+    table = Table(title=str(workdir), show_header=False, title_justify="left")
+    table.add_row("parameters", f"{num_params(experiment.model):,}")
+    table.add_row("step", f"{at:,} of {experiment.run.num_steps:,}")
+    if rows:
+        loss = next((row["loss"] for row in reversed(rows) if "loss" in row), math.nan)
+        table.add_row("loss", f"{loss:.4f}")
+    if held_out:
+        last = held_out[-1]
+        table.add_row("held-out loss", f"{last['validation_loss']:.4f} at step {last['step']:,}")
+    table.add_row("checkpoints", ", ".join(map(str, steps(workdir))) or "none yet")
+    console = Console(markup=False)
+    console.print(table)
+    attempts = read_attempts(workdir)
+    for attempt in attempts:
+        for event in attempt.events[-LAST_EVENTS:]:
+            when = datetime.datetime.fromtimestamp(event["time"], datetime.UTC)
+            console.print(f"{when:%Y-%m-%d %H:%M} UTC  {event['event']}: {event['text']}")
+    if attempts:
+        console.print(goodput_table(attempts))
+        console.print(f"figure: {plot_goodput(workdir)}", soft_wrap=True)
 
 
 def print_experiment(experiment: Experiment, name: str) -> None:

@@ -67,7 +67,7 @@ class Monitor:
         self.peak, peak_source = peak_flops()
         self.writer = Writer(workdir, start, experiment.upkeep.wandb_project)
         lost = [row["seconds"] for row in self.writer.dropped if "seconds" in row]
-        attempt.begin(start, len(lost), sum(lost))
+        attempt.lose(len(lost), sum(lost))
         self.unwritten = False  # rows that the disk has not taken
         self.began = time.monotonic()
         self.progress = Progress(self.num_steps, start) if jax.process_index() == 0 else None
@@ -228,7 +228,7 @@ class Monitor:
         if self.progress is None:
             return
         self.progress.close()
-        self.attempt.write()
+        self.attempt.end()
         self.note(
             f"trained to step {self.num_steps} in {duration(time.monotonic() - self.began)}\n"
             f"  figure       {plot_losses(self.workdir)}\n"

@@ -51,17 +51,20 @@ class Attempt:
             phase, self.phase = self.phase, "input"
             self.enter(phase)
 
-    def begin(self, step: int, lost_steps: int, lost_seconds: float) -> None:
-        """Say from where on it trains, and what of other attempts it will compute again."""
+    def begin(self, step: int) -> None:
+        """Say from where on it trains. From here on there is a record."""
         if self.path is None and jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             there = [int(p.stem) for p in self.directory.glob("*.json") if p.stem.isdecimal()]
             self.path = self.directory / f"{max(there, default=0) + 1:04}.json"
             self.first_step = step
         self.step = step
-        self.lost_steps += lost_steps
-        self.lost_seconds += lost_seconds
         self.write()
+
+    def lose(self, steps: int, seconds: float) -> None:
+        """Say what is computed again, of other attempts or of this one before a roll-back."""
+        self.lost_steps += steps
+        self.lost_seconds += seconds
 
     def update(self, step: int) -> None:
         """Say how many updates are made."""
@@ -92,3 +95,8 @@ class Attempt:
             }
             with contextlib.suppress(OSError):
                 write_whole(self.path, json.dumps(record))
+
+    def end(self) -> None:
+        """Write the record for the last time: what comes is no part of the run."""
+        self.write()
+        self.path = None

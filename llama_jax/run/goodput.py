@@ -20,12 +20,12 @@ from llama_jax.run.workdir import attempts_dir, goodput_figure_file, write_whole
 
 SHARES = {
     "step": "steps that count",
-    "lost": "steps computed again, as a kill came before their checkpoint",
-    "start": "start: imports, hosts, checkpoint",
+    "lost": "steps that were lost, and computed again",
+    "start": "start, until there is a state",
     "compile": "compilation",
     "input": "devices waiting for a batch",
     "evaluate": "evaluation",
-    "save": "saves, until the state was copied",
+    "save": "saves, until the state is copied",
     "down": "between attempts",
 }
 COLOURS = ("C2", "C3", "C0", "C9", "C1", "C4", "C5", "0.85")  # of SHARES
@@ -92,7 +92,7 @@ def goodput_table(attempts: list[Record]) -> Table:
     table.add_column("")
     for name, meaning in SHARES.items():
         share = seconds[name] / total
-        table.add_row(meaning, f"{share:.1%}", duration(seconds[name]), "#" * round(24 * share))
+        table.add_row(meaning, f"{share:.1%}", duration(seconds[name]), "█" * round(24 * share))
     lost = sum(a.lost_steps for a in attempts)
     table.caption = f"{lost} steps were computed again" if lost else None
     return table
