@@ -30,6 +30,7 @@ VERBS = {
     "export": "write a model in another framework's format",
     "import": "make a workdir of another framework's model",
     "plot": "draw the loss curves of a run, of several, or of a sweep",
+    "doctor": "find what is wrong with the hosts of a pod, before a run does",
     "pod": "book, set up, start, watch and free Cloud TPU slices",
     "sweep": "train the experiments of a file, each once",
     "fit": "fit scaling laws to a table of runs, three ways",

@@ -38,6 +38,17 @@ def overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def multihost(parser: argparse.ArgumentParser) -> None:
+    """Add --multihost."""
+    parser.add_argument(
+        "--multihost",
+        nargs="?",
+        const="auto",
+        metavar="ADDRESS:PORT,PROCESSES,INDEX",
+        help="first meet the other processes of the job; a TPU pod needs no value",
+    )
+
+
 def local_path(text: str) -> Path:
     """Parse a path that is not in a bucket. argparse names the option when it is refused."""
     if "://" in text or text.startswith("gs:"):

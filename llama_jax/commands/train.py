@@ -36,13 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STEPS",
         help="trace this many early steps into WORKDIR/profile, for TensorBoard",
     )
-    parser.add_argument(
-        "--multihost",
-        nargs="?",
-        const="auto",
-        metavar="ADDRESS:PORT,PROCESSES,INDEX",
-        help="first join the other processes of the job; a TPU pod needs no value",
-    )
+    options.multihost(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,26 +88,15 @@ def _joined(job: str | None) -> contextlib.AbstractContextManager["Pod | None"]:
     if job is None:
         return contextlib.nullcontext()
     import jax
-    from jax._src.clusters import ClusterEnv
 
+    from llama_jax.guards import job as jobs
     from llama_jax.guards.pod import Pod
-    from llama_jax.guards.roll_call import SECONDS, roll_call
+    from llama_jax.guards.roll_call import roll_call
 
-    accepted = "no value on a pod that JAX knows, or ADDRESS:PORT,PROCESSES,INDEX"
+    found = jobs.find(job)
+    lines = roll_call(found.address, found.processes, found.index)
     try:
-        if job == "auto":  # as jax.distributed.initialize() finds them
-            address, processes, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
-                None, None, None, None, None, round(SECONDS)
-            )
-        else:
-            address, *numbers = job.split(",")
-            (processes, index), devices = map(int, numbers), None
-        if address is None or processes is None or index is None:
-            raise UserError(f"--multihost: JAX knows of no pod here; expected {accepted}")
-        lines = roll_call(address, processes, index)
-        jax.distributed.initialize(address, processes, index, devices)
-        return Pod(index, lines)
-    except UserError:
-        raise
+        jax.distributed.initialize(*found)
     except (ValueError, RuntimeError) as e:
-        raise UserError(f"--multihost: got {job!r}, expected {accepted}; {e}") from e
+        raise UserError(f"--multihost: JAX could not join {job!r}: {e}") from e
+    return Pod(found.index, lines)

@@ -31,7 +31,7 @@ def agree(experiment: Experiment, check: Callable[[], tuple[T, Origin]]) -> tupl
         return check()
     mine = {
         "host": this_process(),
-        "code": _digest_of_code(),
+        "code": digest_of_code(),
         "experiment": to_json(experiment),
     }
     checked, failure = None, None
@@ -65,7 +65,7 @@ def _differences(first: dict[str, str], other: dict[str, str]) -> Iterator[str]:
                 yield f"{name}: {a!r} on {here}, {b!r} on {there}"
 
 
-def _digest_of_code() -> str:
+def digest_of_code() -> str:
     """Return the SHA-256, in hex, of all modules of this package and their names."""
     package = Path(llama_jax.__file__).parent
     digest = hashlib.sha256()

@@ -38,13 +38,20 @@ def roll_call(address: str, processes: int, index: int, seconds: float = SECONDS
         )
     if processes == 1:  # as on a slice of one host
         return {}
-    if index == 0:
-        return _call(int(port), processes, seconds)
-    return {0: _answer(host.strip("[]"), int(port), index, seconds)}
+    if index:
+        return {0: _answer(host.strip("[]"), int(port), index, seconds)}
+    lines, problem = call(int(port), processes, seconds)
+    for _, connection in lines.values():
+        tell(connection, problem)
+    if problem:
+        for _, connection in lines.values():
+            connection.close()
+        raise UserError(f"--multihost: {problem}")
+    return lines
 
 
-def _call(port: int, processes: int, seconds: float) -> Lines:
-    """Wait for the others, and tell them what there is to say: nothing, or what is wrong."""
+def call(port: int, processes: int, seconds: float) -> tuple[Lines, str]:
+    """Return, on process 0, the others that came, who wait to be told, and what is wrong."""
     here, lines, problem = socket.gethostname(), Lines(), ""
     try:
         server = socket.create_server(("", port))
@@ -55,36 +62,30 @@ def _call(port: int, processes: int, seconds: float) -> Lines:
             f"--multihost: port {port} of {here} is in use, by another run of this command, "
             "perhaps; end that, or give another port"
         ) from e
-    with contextlib.ExitStack() as open_connections:
-        with server:
-            for connection, (index, host) in _callers(server, time.monotonic() + seconds):
-                open_connections.enter_context(connection)
-                if index in lines or index >= processes:
-                    problem = f"process {index} of {processes} came from {host}"
-                    if index in lines:
-                        problem += f" and from {lines[index][0]}"
-                        _tell(lines[index][1], problem)
-                    lines[index] = host, connection
-                    break
+    with server:
+        for connection, (index, host) in _callers(server, time.monotonic() + seconds):
+            if index in lines or index >= processes:
+                problem = f"process {index} of {processes} came from {host}"
+                if index in lines:
+                    problem += f" and from {lines[index][0]}"
+                    tell(lines[index][1], problem)
+                    lines[index][1].close()
                 lines[index] = host, connection
-                if len(lines) == processes - 1:
-                    break
-        if not problem and len(lines) < processes - 1:
-            missing = ", ".join(str(i) for i in range(1, processes) if i not in lines)
-            present = [f"0 on {here}", *(f"{i} on {lines[i][0]}" for i in sorted(lines))]
-            problem = (
-                f"of {processes} processes, {missing} did not come within {seconds:.0f} s; there "
-                f"are {', '.join(present)}; start the same command on every host"
-            )
-        for _, connection in lines.values():
-            _tell(connection, problem)
-        if problem:
-            raise UserError(f"--multihost: {problem}")
-        open_connections.pop_all()
-    return lines
+                break
+            lines[index] = host, connection
+            if len(lines) == processes - 1:
+                break
+    if not problem and len(lines) < processes - 1:
+        missing = ", ".join(str(i) for i in range(1, processes) if i not in lines)
+        present = [f"0 on {here}", *(f"{i} on {lines[i][0]}" for i in sorted(lines))]
+        problem = (
+            f"of {processes} processes, {missing} did not come within {seconds:.0f} s; there "
+            f"are {', '.join(present)}; start the same command on every host"
+        )
+    return lines, problem
 
 
-def _tell(connection: socket.socket, problem: str) -> None:
+def tell(connection: socket.socket, problem: str) -> None:
     """Say what is wrong, if anything, to one that will listen."""
     with contextlib.suppress(OSError):
         connection.sendall(json.dumps([problem, socket.gethostname()]).encode() + b"\n")

@@ -55,7 +55,7 @@ def start_pod(
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
-    mesh = ("--set", "execution.mesh.fsdp=2")
+    mesh = ("--set", "execution.mesh.fsdp=2") if args[0] == "train" else ()
     pod = []
     for index, own in enumerate(((), of_second)):
         command = [sys.executable, "-m", "llama_jax", *args, *mesh, *own]

@@ -1,0 +1,36 @@
+"""Which processes a job has: as JAX finds them on a pod, or as the user says."""
+
+from typing import NamedTuple
+
+from llama_jax.config import UserError
+
+FORM = "no value on a pod that JAX knows, or ADDRESS:PORT,PROCESSES,INDEX"
+SECONDS = 60  # for JAX to find the pod
+
+
+class Job(NamedTuple):
+    """The arguments of jax.distributed.initialize."""
+
+    address: str  # HOST:PORT of process 0
+    processes: int
+    index: int  # of this one
+    devices: list[int] | None  # of this process; None: all of its host
+
+
+def find(text: str) -> Job:
+    """Return the job that --multihost names; "auto": the one that JAX finds. Raises UserError."""
+    try:
+        if text == "auto":  # as jax.distributed.initialize() finds it
+            from jax._src.clusters import ClusterEnv
+
+            found = ClusterEnv.auto_detect_unset_distributed_params(*[None] * 5, SECONDS)
+        else:
+            address, *numbers = text.split(",")
+            processes, index = map(int, numbers)
+            found = address, processes, index, None
+    except (ValueError, RuntimeError) as e:
+        raise UserError(f"--multihost: got {text!r}, expected {FORM}; {e}") from e
+    address, processes, index, devices = found
+    if address is None or processes is None or index is None:
+        raise UserError(f"--multihost: JAX knows of no pod here; expected {FORM}")
+    return Job(address, processes, index, devices)
