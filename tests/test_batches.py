@@ -4,9 +4,11 @@ import collections
 import dataclasses
 import hashlib
 import itertools
+import logging
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grain
 import jax
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from helpers.damage import flip_a_byte
 from helpers.stores import BOS, EOS, MADE_UP, ROWS, all_tokens, assert_equal, data_sharding, take
 from llama_jax.config import LLAMA_MIXTURE, UserError
 from llama_jax.data import batches, tasks
@@ -216,3 +219,30 @@ def test_too_long_a_seq_len_is_refused(made_up):
     batches.train_batches(
         dataclasses.replace(made_up, seq_len=899), 1, data_sharding(), itertools.count()
     )
+
+
+# Rows that cannot be read
+
+
+def test_rows_that_cannot_be_read_are_left_out_up_to_a_number(made_up, caplog):
+    """The whole source cannot be read: a third of the rows, which are shown as padding."""
+    sound = take(made_up, range(3))
+    rows = batches.TrainRows(made_up)
+    short = [row for row in range(24) if rows.locate(row)[0] == "short"]
+    for file in Path(made_up.store).glob("short/train-00000/**/*"):
+        if file.is_file() and "zarr.json" not in file.name:
+            flip_a_byte(file)
+    with pytest.raises(UserError, match="short"):
+        take(made_up, range(3))
+    lenient = dataclasses.replace(made_up, damaged_rows=len(short))
+    with caplog.at_level(logging.WARNING):
+        got = batches.TrainRows(lenient)
+        for row in range(24):
+            expected, read = sound[row // 8]["tokens"][0, row % 8], got[row]
+            np.testing.assert_array_equal(read["tokens"], 0 if row in short else expected)
+            assert (read["targets"] == batches.IGNORE).all() == (row in short)
+    assert got.left_out == len(short)
+    assert f"({len(short)} of {len(short)} that may be): data.store: " in caplog.text
+    following = next(row for row in range(24, 99) if rows.locate(row)[0] == "short")
+    with pytest.raises(UserError, match="short"):
+        got[following]

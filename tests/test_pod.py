@@ -87,3 +87,31 @@ def test_what_all_fail_at_each_says_itself(three, ended, capfd):
     for one in three:
         one.__exit__(UserError, UserError("the hosts differ"), None)
     assert capfd.readouterr().err == ""
+
+
+def test_a_process_that_all_wait_for_is_named_once(three, ended):
+    zero, one, two = three
+    with zero, one, two:
+        one.report(7, 0.75)
+        two.report(7, 0.01)
+        said: list[str | None] = []
+        while len(zero.pace) < 3:  # its own, and those of two beats
+            said.append(zero.report(7, 0.02))
+        said += [zero.report(8, 0.02), zero.report(9, 0.02)]
+    (remark,) = filter(None, said)
+    assert remark.startswith("process 1 on one is slow: it takes 0.75 s of a step for itself")
+    assert "0.02 s at the most" in remark
+
+
+def test_who_hangs_behind_the_others_is_named_to_all(three, ended, capfd):
+    zero, one, two = three
+    with zero, one, two:
+        one.phase = lambda: "input"
+        one.report(6, 0.0)
+        two.report(7, 0.0)
+        while len(zero.pace) < 3:
+            zero.report(7, 0.0)
+        two.hung("step 7 was the last, 600 s ago: the next one hangs")
+        assert ended(3) == [1, 1, 1]
+    said = capfd.readouterr().err
+    assert said.count("; the others wait for process 1 on one, in input at step 6; the same") == 2

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -96,7 +97,7 @@ def _joined(job: str | None) -> contextlib.AbstractContextManager["Pod | None"]:
     found = jobs.find(job)
     lines = roll_call(found.address, found.processes, found.index)
     try:
-        jax.distributed.initialize(*found)
+        jax.distributed.initialize(*dataclasses.astuple(found))
     except (ValueError, RuntimeError) as e:
         raise UserError(f"--multihost: JAX could not join {job!r}: {e}") from e
     return Pod(found.index, lines)

@@ -126,9 +126,10 @@ def together(job: Job, facts: Facts, say: Callable[[str], None]) -> tuple[list[F
                 return [], json.loads(messages.readline(roll_call.MOST_BYTES))
             except (OSError, ValueError) as e:
                 raise UserError(f"--multihost: process 0 broke off: {e}") from e
-    hosts, problems, lines = [facts | {"skew": 0.0}], [], {}
+    hosts: list[Facts] = [facts | {"skew": 0.0}]
+    problems, lines = [], {}
     if job.processes > 1:
-        hosts[0]["host"] += " (process 0)"
+        hosts[0]["host"] = f"{facts['host']} (process 0)"
         say(f"waiting for {job.processes - 1} other hosts, {CALL_SECONDS:.0f} s at the most")
         lines, problem = roll_call.call(
             int(job.address.rpartition(":")[2]), job.processes, CALL_SECONDS

@@ -1,6 +1,6 @@
 """Which processes a job has: as JAX finds them on a pod, or as the user says."""
 
-from typing import NamedTuple
+import dataclasses
 
 from llama_jax.config import UserError
 
@@ -8,7 +8,8 @@ FORM = "no value on a pod that JAX knows, or ADDRESS:PORT,PROCESSES,INDEX"
 SECONDS = 60  # for JAX to find the pod
 
 
-class Job(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Job:
     """The arguments of jax.distributed.initialize."""
 
     address: str  # HOST:PORT of process 0
@@ -23,7 +24,9 @@ def find(text: str) -> Job:
         if text == "auto":  # as jax.distributed.initialize() finds it
             from jax._src.clusters import ClusterEnv
 
-            found = ClusterEnv.auto_detect_unset_distributed_params(*[None] * 5, SECONDS)
+            found = ClusterEnv.auto_detect_unset_distributed_params(
+                None, None, None, None, None, SECONDS
+            )
         else:
             address, *numbers = text.split(",")
             processes, index = map(int, numbers)

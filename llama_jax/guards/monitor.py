@@ -57,6 +57,8 @@ class Monitor:
     ):
         """Open the run's files. start: updates made. step_flops: executed, of all devices."""
         self.attempt, self.spikes, self.pod = attempt, spikes, pod
+        if pod is not None:
+            pod.phase = lambda: attempt.phase
         self.watchdog = Watchdog(experiment.upkeep.hang_seconds, self.hung)
         self.experiment, self.workdir, self.step_flops = experiment, workdir, step_flops
         self.run = experiment.run

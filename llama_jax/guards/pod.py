@@ -10,7 +10,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 
@@ -34,8 +34,9 @@ class Pod:
         self.lines = lines
         self.who = {i: f"process {i} on {host}" for i, (host, _) in lines.items()}
         self.who[index] = f"process {index} on {socket.gethostname()}"
-        # By process: updates made, and seconds of a step that it waited for nothing but itself.
-        self.pace: dict[int, tuple[int, float]] = {}
+        # By process: updates made, seconds of a step that it took for itself, and its phase.
+        self.pace: dict[int, tuple[int, float, str]] = {}
+        self.phase: Callable[[], str] = str  # of this process, now
         self.remarked = 0.0
         self.left = threading.Event()  # this process has
         self.lock = threading.Lock()  # one speaks at a time
@@ -64,11 +65,11 @@ class Pod:
 
         Returns, on process 0 and now and then, which process the others wait for in each step.
         """
-        self.pace[self.index] = step, own_seconds
+        self.pace[self.index] = step, own_seconds, ""
         now = time.monotonic()
         if self.index or len(self.pace) < len(self.who) or now < self.remarked:
             return None
-        seconds = {index: own for index, (_, own) in list(self.pace.items())}
+        seconds = {index: own for index, (_, own, _) in list(self.pace.items())}
         slowest = max(seconds, key=seconds.__getitem__)
         others = max(own for index, own in seconds.items() if index != slowest)
         if seconds[slowest] < max(2 * others, SLOW):
@@ -85,18 +86,28 @@ class Pod:
         self._hang(reason, None)
 
     def _hang(self, reason: str, heard_of: int | None) -> None:
-        if self.index == 0 and self.pace:
-            behind = min(step for step, _ in self.pace.values())
-            if any(step > behind for step, _ in self.pace.values()):
-                who = [self.who[i] for i, (step, _) in sorted(self.pace.items()) if step == behind]
-                reason += f"; behind the others, at step {behind}: {', '.join(who)}"
+        if self.index == 0:
+            reason += self._behind()
         self._say("hung", reason, but=heard_of)
         print_stacks()
         self._end(reason, heard_of, 0.0)
 
+    def _behind(self) -> str:
+        """Return, on process 0, which processes the others wait for, as far as it is known."""
+        pace = {**self.pace}
+        if self.index in pace:
+            pace[self.index] = (*pace[self.index][:2], self.phase())
+        last = min((step for step, _, _ in pace.values()), default=0)
+        behind = [i for i, (step, _, _) in pace.items() if step == last]
+        if len(behind) == len(pace):
+            behind = [i for i, (_, _, phase) in pace.items() if phase == "input"]
+        named = ", ".join(f"{self.who[i]}, in {pace[i][2]} at step {last}" for i in sorted(behind))
+        return f"; the others wait for {named}" if named else ""
+
     def _beat(self) -> None:
         while not self.left.wait(BEAT):
-            self._say("here", *self.pace.get(self.index, ()))
+            pace = self.pace.get(self.index)
+            self._say("here", *(pace and (*pace[:2], self.phase()) or ()))
 
     def _say(self, *words: str | float, but: int | None = None) -> None:
         """Send a message to all that there is a line to."""
@@ -117,7 +128,7 @@ class Pod:
                     if word == "left":
                         return
                     if word == "here" and rest:
-                        self.pace[index] = int(rest[0]), float(rest[1])
+                        self.pace[index] = int(rest[0]), float(rest[1]), str(rest[2])
                     if word == "gone":
                         self._end(str(rest[0]), index, GRACE)
                     if word == "hung":

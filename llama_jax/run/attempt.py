@@ -45,11 +45,12 @@ class Attempt:
     def input(self, metrics: dict[str, jax.Array]) -> Iterator[None]:
         """Count a block, which waits for a batch, as input if at its end the step that gives
         `metrics` has ended, too: the devices had nothing to do."""
-        self.enter(self.phase)
+        before = self.phase
+        self.enter("input")
         yield
-        if metrics["loss"].is_ready():  # pyright: ignore[reportAttributeAccessIssue]
-            phase, self.phase = self.phase, "input"
-            self.enter(phase)
+        if not metrics["loss"].is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+            self.phase = before
+        self.enter(before)
 
     def begin(self, step: int) -> None:
         """Say from where on it trains. From here on there is a record."""

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,37 @@ def test_who_is_killed_is_named_and_not_waited_for(experiment_file, tmp_path):
     assert pod[0].returncode == 1, printed
     last = printed.strip().splitlines()[-1]
     assert f"process 1 on {socket.gethostname()} is gone: it was killed" in last
+
+
+def make_reads_hang(store: Path) -> None:
+    """Put pipes that nobody writes to in place of its training data, as a file server that does
+    not answer."""
+    for file in [f for f in store.rglob("*") if f.is_file() and "train" in str(f)]:
+        pipe = file.with_name("pipe")
+        os.mkfifo(pipe)
+        pipe.rename(file)
+
+
+def test_a_host_whose_reads_hang_is_named_with_all_stacks(experiment_file, tiny_data, tmp_path):
+    own = shutil.copytree(tiny_data.store, tmp_path / "store")
+    sets = ("run.num_steps=100000", "upkeep.eval_every=100000", "upkeep.hang_seconds=15")
+    arguments = [argument for text in sets for argument in ("--set", text)]
+    pod = start_pod(
+        *("train", experiment_file, "--workdir", tmp_path / "run", *arguments),
+        of_second=("--set", f"data.store={own}"),
+    )
+    while not steps(epath.Path(tmp_path / "run")):
+        assert pod[0].poll() is None
+    make_reads_hang(own)
+    printed = [process.communicate(timeout=60)[0] for process in pod]
+    assert [process.returncode for process in pod] == [1, 1], printed
+    for text in printed:
+        assert 'File "' in text and "train.py" in text and "hread 0x" in text  # the stacks
+        assert "was the last, " in text.splitlines()[-1]
+        assert text.splitlines()[-1].endswith("goes on from the newest checkpoint")
+    assert "in train_from_newest" in printed[1]
+    named = f"; the others wait for process 1 on {socket.gethostname()}, in input at step "
+    assert named in printed[0].splitlines()[-1]
 
 
 @pytest.mark.parametrize("reader", ["all", "one"])
