@@ -45,13 +45,17 @@ class Files(GCSFileSystem):
             raise OSError(errno.EIO, reason, where) from e
 
 
+def _get(path: str, name: str, **query: Any) -> None:
+    files: Any = fsspec.filesystem("gcs")
+    call = files._call, "GET", path, name
+    fsspec.asyn.sync(files.loop, *call, timeout=ANSWER_SECONDS, **query)
+
+
 @functools.cache
 def check(name: str, field: str) -> None:
     """Raise UserError unless the bucket lets us list what is in it."""
-    files: Any = fsspec.filesystem("gcs")
-    listing = ("GET", "b/{}/o", name)
     try:
-        fsspec.asyn.sync(files.loop, files._call, *listing, maxResults=1, timeout=ANSWER_SECONDS)
+        _get("b/{}/o", name, maxResults=1)
     except FileNotFoundError as e:
         raise UserError(f"{field}: there is no bucket gs://{name}; create it first") from e
     except TimeoutError as e:
@@ -59,6 +63,12 @@ def check(name: str, field: str) -> None:
         raise UserError(f"{field}: gs://{name} {late}") from e
     except OSError as e:
         raise UserError(f"{field}: gs://{name} cannot be read: {e.strerror or e}") from e
+
+
+def check_kind(path: epath.Path) -> None:
+    """Raise OSError unless the bucket says of which kind it is: orbax asks before it deletes a
+    checkpoint, and not every role that may write may ask (storage.buckets.get)."""
+    _get("b/{}", path.parts[2])
 
 
 class Growing:

@@ -24,7 +24,9 @@ def place(text: str, field: str) -> epath.Path:
         return epath.Path(text)
     match = IN_BUCKET.fullmatch(text)
     if match is None:
-        raise UserError(f"{field}: got {text!r}, expected a local path or gs://BUCKET/PATH")
+        raise UserError(
+            f"{field}: got {text!r}, expected a local path, or gs://BUCKET/PATH with your bucket"
+        )
     try:
         from llama_jax import bucket  # whose packages only gs:// needs
     except ImportError as e:

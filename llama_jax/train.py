@@ -21,6 +21,7 @@ from llama_jax.guards.saves import Saves
 from llama_jax.guards.spikes import RollBack, Spikes
 from llama_jax.guards.stop import Stop
 from llama_jax.model import Llama
+from llama_jax.place import in_bucket
 from llama_jax.plain_file import plain
 from llama_jax.run import checkpoint
 from llama_jax.run.attempt import Attempt
@@ -214,6 +215,10 @@ def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: b
         probe = workdir / f"writable_{jax.process_index()}.tmp"
         probe.write_text("")
         probe.unlink()
+        if in_bucket(workdir):
+            from llama_jax import bucket
+
+            bucket.check_kind(workdir)
     except OSError as e:
         raise UserError(f"workdir: cannot write to {str(workdir)!r}: {e.strerror or e}") from e
     path, newest = config_file(workdir), checkpoint.newest_meta(workdir)

@@ -138,7 +138,7 @@ def test_what_cannot_be_done_is_said_in_a_line(refused, experiment_file, workdir
     line = refused("train", experiment_file, *new, "--set", "data.tokenizer=embedded")
     assert "data.tokenizer: got 'embedded', but source github of the token store" in line
     line = refused("train", experiment_file, *new, "--set", "data.store=gs://BUCKET/store")
-    assert "data.store: got 'gs://BUCKET/store', which cannot be read or written" in line
+    assert "data.store: got 'gs://BUCKET/store', expected a local path, or gs://BUCKET/PATH" in line
     for job in ("", "1,2", "a:1,2,x"):
         line = refused("train", experiment_file, *new, "--multihost", job)
         assert f"--multihost: got {job!r}, expected no value on a pod" in line

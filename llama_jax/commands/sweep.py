@@ -60,18 +60,14 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{option} does nothing with --dry-run, which trains nothing")
     workdir = place(args.workdir or f"runs/{Path(args.file).stem}", "--workdir")
     runs = room.load(args.file, args.overrides, workdir)
-    try:
-        if args.dry_run:
-            workdir.exists()
-        else:
-            workdir.mkdir(parents=True, exist_ok=True)
-    except Exception as e:  # an OSError, or whatever the bucket's library has
-        reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
-        use = "read" if args.dry_run else "write to"
-        raise UserError(f"--workdir: cannot {use} {str(workdir)!r}: {reason}") from e
     if args.dry_run:
         board.print_plan(runs, parse_slice(args.slice) if args.slice else None, args.price)
         return 0
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        reason = e.strerror or e
+        raise UserError(f"--workdir: cannot write to {str(workdir)!r}: {reason}") from e
     if args.retry:
         room.retry(runs)
     shown = board.Board(runs)

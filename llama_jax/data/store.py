@@ -278,8 +278,9 @@ def open_array(store: str, path: str, context: ts.Context | None = None) -> ts.F
 
 def read_json(store: str, path: str) -> dict[str, typing.Any] | None:
     """Read a JSON file of the store; None if there is no such file."""
+    files = _kvstore(store, "")
     try:
-        found = ts.KvStore.open(_kvstore(store, "")).result().read(path).result(TIMEOUT_SECONDS)
+        found = ts.KvStore.open(files).result().read(path).result(TIMEOUT_SECONDS)
     except (ValueError, TimeoutError) as e:
         raise _unusable(store, e) from e
     try:
@@ -290,9 +291,9 @@ def read_json(store: str, path: str) -> dict[str, typing.Any] | None:
 
 def write_json(store: str, path: str, value: dict[str, typing.Any]) -> None:
     """Replace a JSON file of the store, atomically."""
-    text = json.dumps(value, indent=1).encode()
+    text, files = json.dumps(value, indent=1).encode(), _kvstore(store, "")
     try:
-        ts.KvStore.open(_kvstore(store, "")).result().write(path, text).result(TIMEOUT_SECONDS)
+        ts.KvStore.open(files).result().write(path, text).result(TIMEOUT_SECONDS)
     except (ValueError, TimeoutError, NotImplementedError) as e:
         raise _unusable(store, e) from e
 
@@ -306,6 +307,6 @@ def _unusable(store: str, error: Exception) -> UserError:
 
 
 def _kvstore(store: str, path: str) -> typing.Any:
-    if in_bucket(place(store, "data.store")):
+    if store.startswith("file://") or in_bucket(place(store, "data.store")):
         return f"{store.rstrip('/')}/{path}"
     return {"driver": "file", "path": f"{os.path.abspath(store)}/{path}"}

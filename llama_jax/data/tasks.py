@@ -76,14 +76,7 @@ def _vocabulary(data: DataConfig, model: bytes) -> "seqio.Vocabulary":
     import tensorflow as tf
 
     if tokenizer.file_name(model) == tokenizer.MODEL:
-        # Not use_fast_tokenizer: TF Text's fast one knows unigram models only, and is silently
-        # wrong.
-        with tempfile.NamedTemporaryFile(suffix=".model") as file:  # data.tokenizer may be gs://
-            file.write(model)
-            file.flush()
-            vocabulary = seqio.SentencePieceVocabulary(file.name)
-            assert vocabulary.sp_model == model  # which is read here
-        return vocabulary
+        return _sentencepiece(model)
     loaded = tokenizer.from_bytes(model, f"data.tokenizer: {data.tokenizer}")
 
     def encode(text: bytes) -> np.ndarray:
@@ -100,6 +93,21 @@ def _vocabulary(data: DataConfig, model: bytes) -> "seqio.Vocabulary":
             return tf.ensure_shape(tf.numpy_function(encode, [s], tf.int32), [None])
 
     return Vocabulary(loaded.vocab_size, loaded.eos_ids[0])
+
+
+@functools.cache
+def _sentencepiece(model: bytes) -> "seqio.Vocabulary":
+    """Return a SentencePiece model, which seqio reads from a disk, wherever data.tokenizer lies."""
+    import seqio
+
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(model)
+        file.flush()
+        # Not use_fast_tokenizer: TF Text's fast one knows unigram models only, and is silently
+        # wrong.
+        vocabulary = seqio.SentencePieceVocabulary(file.name)
+        assert vocabulary.sp_model == model  # which is read here
+    return vocabulary
 
 
 def _short_hash(value: typing.Any) -> str:

@@ -189,7 +189,8 @@ def one_at_a_time(workdir: epath.Path) -> Iterator[None]:
     finally:
         end.set()
         thread.join()
-        lease.release()
+        with contextlib.suppress(OSError):  # what cannot be deleted ends by itself
+            lease.release()
 
 
 def _in_use(workdir: epath.Path, other: Lease) -> str:

@@ -20,6 +20,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+REASONS = {
+    HTTPStatus.NOT_FOUND: "The specified bucket does not exist.",
+    HTTPStatus.FORBIDDEN: "me@x.iam.gserviceaccount.com does not have access.",
+}
 PAGE = 100  # names in an answer to a list, so that readers have to turn pages
 
 
@@ -60,6 +64,7 @@ class StorageEmulator(ThreadingHTTPServer):
         self.buckets: dict[str, dict[str, Object]] = {name: {} for name in buckets}
         self.forbidden: set[str] = set()  # buckets whose every request is refused
         self.read_only: set[str] = set()  # those that can only be read
+        self.nameless: set[str] = set()  # those whose objects are open, but not what they are
         self.uploads: list[Upload] = []
         self.held: str | None = None  # a part of a name: its upload is neither done nor answered
         self.reached = threading.Event()  # by such an upload
@@ -120,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             with self.storage.lock:
                 self._route([unquote(part) for part in url.path.strip("/").split("/")])
         except Refused as e:
-            error = {"error": {"code": e.status, "message": e.status.phrase}}
+            message = REASONS.get(e.status, e.status.phrase)
+            error = {"error": {"code": e.status, "message": message}}
             self._answer(json.dumps(error).encode(), e.status)
         except Withheld:
             self.close_connection = True
@@ -153,6 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         if bucket not in self.storage.buckets:
             raise Refused(HTTPStatus.NOT_FOUND)
         match [self.command, *parts[4:]]:
+            case ["GET"] if bucket in self.storage.nameless:
+                raise Refused(HTTPStatus.FORBIDDEN)
             case ["GET"]:
                 self._answer_json({"kind": "storage#bucket", "name": bucket})
             case ["POST", "o"] if sending:

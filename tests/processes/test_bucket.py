@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-import signal
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -15,13 +16,13 @@ from etils import epath
 
 from helpers.processes import environment, start_pod
 from helpers.runs import EXPERIMENT, NUM_STEPS
-from helpers.storage_emulator import StorageEmulator
+from helpers.storage_emulator import StorageEmulator, refusing
 from llama_jax.config import DataConfig
 from llama_jax.run import checkpoint
-from llama_jax.run.metrics import read_metrics
+from llama_jax.run.metrics import Writer, read_metrics
 from llama_jax.run.workdir import steps
 
-pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+bucket = pytest.importorskip("llama_jax.bucket", reason="gcsfs is not installed")
 
 BUCKET, FORBIDDEN = "llama-runs", "not-ours"
 RUN = f"gs://{BUCKET}/run"
@@ -29,8 +30,10 @@ RUN = f"gs://{BUCKET}/run"
 MAIN = """
 import sys
 from llama_jax.cli import main
-sys.modules["tensorflow"] = None
-main()
+try:
+    main()
+finally:
+    print("loaded TensorFlow:", "tensorflow" in sys.modules)
 """
 
 
@@ -42,11 +45,18 @@ def llama_jax(*args) -> subprocess.CompletedProcess:
     return subprocess.run(command(*args), env=environment(), capture_output=True, text=True)
 
 
-def start(*args) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def started(*args) -> Iterator[subprocess.Popen[str]]:
+    """Start llama-jax, and kill it at the end."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command(*args), env=environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True
     )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def losses(workdir: epath.Path) -> dict[int, float]:
@@ -97,11 +107,11 @@ def straight(experiment, tmp_path_factory) -> epath.Path:
 @pytest.fixture(scope="module")
 def killed(storage, experiment) -> epath.Path:
     """A run in the bucket, killed in the middle of its second save."""
-    with holding(storage, "run/checkpoints/6/commit_success"):
-        process = start("train", experiment, "--workdir", RUN)
-        assert storage.reached.wait(120), process.communicate(timeout=1)
-        process.kill()
-        process.communicate()
+    with (
+        holding(storage, "run/checkpoints/6/commit_success"),
+        started("train", experiment, "--workdir", RUN) as process,
+    ):
+        wait_until(storage.reached.is_set, process)
     assert storage.names(BUCKET, "run/checkpoints/6/")
     return epath.Path(RUN)
 
@@ -133,7 +143,7 @@ def test_a_save_that_was_cut_short_is_no_checkpoint(killed, cli):
 def test_a_run_in_a_bucket_that_is_killed_goes_on_exactly(straight, resumed):
     workdir, printed = resumed
     assert "checkpoints/6 was not finished; ignored" in printed
-    assert "steps 3 to 12" in printed
+    assert "steps 3 to 12" in printed and "loaded TensorFlow: False" in printed
     assert losses(workdir) == losses(straight)
     assert [r["step"] for r in read_metrics(workdir) if "loss" not in r] == [6, 12]
     assert steps(workdir) == steps(straight) == [6, 9, 12]
@@ -177,18 +187,36 @@ def test_the_verbs_read_a_run_in_a_bucket(resumed, cli, tmp_path, storage):
     assert storage.buckets[BUCKET]["curves.png"].content.startswith(b"\x89PNG")
 
 
-def test_two_processes_do_not_train_in_one_bucket_workdir(experiment, storage):
+def test_a_damaged_checkpoint_in_a_bucket_is_moved_aside(resumed, experiment, storage, cli):
+    for name in storage.names(BUCKET, "run/"):
+        storage.put(BUCKET, f"damaged-{name}", storage.buckets[BUCKET][name].content)
+    workdir, checkpoints = f"gs://{BUCKET}/damaged-run", "damaged-run/checkpoints"
+    storage.put(BUCKET, f"{checkpoints}/12/meta/metadata", b"{")
+    done = cli("train", experiment, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    assert steps(epath.Path(workdir)) == [6, 9, 12]
+    assert list(losses(epath.Path(workdir))) == list(range(1, NUM_STEPS + 1))
+    assert storage.buckets[BUCKET]["damaged-run/damaged/12.0/meta/metadata"].content == b"{"
+    why = storage.buckets[BUCKET]["damaged-run/damaged/12.0.txt"].content
+    assert b"checkpoints/12 is damaged" in why
+
+
+def test_a_second_process_is_refused_and_a_failing_bucket_ends_the_first(experiment, storage):
     workdir = f"gs://{BUCKET}/both"
-    first = start("train", experiment, "--workdir", workdir, "--set", "run.num_steps=100000")
-    wait_until(lambda: storage.names(BUCKET, "both/config.json"), first)
-    second = llama_jax("train", experiment, "--workdir", workdir)
-    assert second.returncode == 2 and f"in use by process {first.pid}" in second.stderr
-    first.send_signal(signal.SIGTERM)
-    printed, _ = first.communicate(timeout=120)
-    assert first.returncode == 128 + signal.SIGTERM, printed
-    saved = steps(epath.Path(workdir))[-1]
-    assert f"step {saved} is saved" in printed
-    assert list(losses(epath.Path(workdir))) == list(range(1, saved + 1))
+    endless = ("train", experiment, "--workdir", workdir, "--set", "run.num_steps=100000")
+    with started(*endless) as first:
+        wait_until(lambda: 3 in steps(epath.Path(workdir)), first)
+        second = llama_jax("train", experiment, "--workdir", workdir)
+        assert second.returncode == 2 and f"in use by process {first.pid}" in second.stderr
+        newest = steps(epath.Path(workdir))[-1]
+        with refusing(storage, BUCKET):
+            printed, _ = first.communicate(timeout=240)
+    assert first.returncode == 1 and "Traceback" not in printed, printed
+    (last,) = [line for line in printed.splitlines() if line.startswith("llama-jax train:")]
+    assert "does not have access" in last and workdir in last
+    assert int(re.findall(r"newest whole checkpoint: (\d+)", last)[0]) >= newest
+    found = list(losses(epath.Path(workdir)))
+    assert found == list(range(1, len(found) + 1)) and len(found) >= newest
 
 
 def test_a_pod_trains_into_a_bucket(straight, experiment):
@@ -199,6 +227,107 @@ def test_a_pod_trains_into_a_bucket(straight, experiment):
     found = losses(epath.Path(workdir))
     np.testing.assert_allclose(list(found.values()), list(losses(straight).values()), rtol=1e-5)
     assert steps(epath.Path(workdir)) == [6, 9, 12]
+
+
+def test_two_processes_share_a_sweep_in_a_bucket(data, experiment, make_file, storage):
+    file = make_file((16, 8, 512), (16, 12, 512))
+    args = ("sweep", file, "--workdir", f"gs://{BUCKET}/sweep", "--set", f"data.store={data.store}")
+    with started(*args) as first, started(*args) as second:
+        both = (first, second)
+        printed = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    rows = storage.buckets[BUCKET]["sweep/results.csv"].content.decode().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == ["16-8", "16-8", "16-12", "16-12"]
+    # Each was begun once, or there would be two of its first step.
+    starts = [n for n in storage.names(BUCKET, "sweep/") if n.endswith(".000000") and "events" in n]
+    assert len(starts) == 2
+    owners = re.findall(r": running .*_(\d+)$", "".join(printed), re.MULTILINE)
+    assert set(owners) == {str(process.pid) for process in both}
+
+
+# Buckets that cannot be used
+
+
+def commands(experiment: Path, address: str) -> list[tuple[object, ...]]:
+    """Return commands that name an address, one of each kind."""
+    return [
+        ("train", experiment, "--workdir", address),
+        ("train", experiment, "--workdir", "x", "--set", f"data.store={address}"),
+        *(
+            ("prepare", experiment, "--set", f"data.{field}={address}")
+            for field in ("store", "corpus", "tokenizer")
+        ),
+        ("evaluate", address),
+        ("sample", address, "--prompt", "a"),
+        ("export", address, "--to", "hf", "--out", "x"),
+        ("plot", address),
+        ("sweep", "sweeps/cpu_isoflop", "--workdir", address),
+        ("sweep", "sweeps/cpu_isoflop", "--workdir", address, "--dry-run"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "address, message",
+    [
+        ("gs://no-such-bucket/run", "there is no bucket gs://no-such-bucket"),
+        (f"gs://{FORBIDDEN}/run", f"gs://{FORBIDDEN} cannot be read: Forbidden: me@x"),
+        ("gs:/llama-runs/run", "expected a local path"),
+        ("gs://", "expected a local path"),
+        ("s3://llama-runs/run", "expected a local path"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused(
+    experiment, cli, address, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for args in commands(experiment, address):
+        done = cli(*args)
+        assert done.returncode == 2 and message in done.stderr, (args, done.stderr)
+        assert len(done.stderr.strip().splitlines()) == 1, (args, done.stderr)
+    assert not (tmp_path / "gs:").exists()
+
+
+def test_what_can_only_be_local_is_refused(cli, resumed):
+    done = cli("export", RUN, "--to", "hf", "--out", f"gs://{BUCKET}/hf")
+    assert done.returncode == 2
+    assert f"argument --out: got 'gs://{BUCKET}/hf', expected a local path" in done.stderr
+
+
+def test_a_bucket_that_does_not_answer_is_named(storage, cli, monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(bucket, "ANSWER_SECONDS", 0.5)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        done = cli("plot", "gs://silent-bucket/run")
+    assert done.returncode == 2
+    assert "gs://silent-bucket gave no answer within 0.5 s" in done.stderr
+
+
+def test_a_bucket_from_which_no_checkpoint_could_be_deleted_is_refused(experiment, cli, storage):
+    storage.nameless.add(BUCKET)
+    done = cli("train", experiment, "--workdir", f"gs://{BUCKET}/other")
+    storage.nameless.discard(BUCKET)
+    assert done.returncode == 2 and "does not have access" in done.stderr
+
+
+# What grows
+
+
+def test_metrics_go_to_a_bucket_in_proportion_to_their_length(storage, monkeypatch):
+    monkeypatch.setattr(bucket, "PIECE_BYTES", 500)
+    sent = []
+    for num_steps in (30, 60, 120):
+        workdir = epath.Path(f"gs://{BUCKET}/grown-{num_steps}")
+        writer = Writer(workdir, 0, None)
+        for step in range(1, num_steps + 1):
+            writer.write(step, {"tokens": step, "loss": 1.5, "tokens_per_second": 1.0})
+            writer.flush()
+        writer.close()
+        assert list(losses(workdir)) == list(range(1, num_steps + 1))
+        own = [upload for upload in storage.uploads if f"{workdir.name}/" in upload.name]
+        sent.append(sum(upload.size for upload in own))
+    assert sent[1] < 2.1 * sent[0] and sent[2] < 2.1 * sent[1]
 
 
 def wait_until(condition, process: subprocess.Popen[str]) -> None:
