@@ -24,7 +24,7 @@ import tensorstore as ts
 
 from llama_jax.config import DataConfig, UserError
 from llama_jax.data import tokenizer
-from llama_jax.place import place
+from llama_jax.place import in_bucket, place
 
 SPLITS = ("train", "validation")
 BLOCK_TOKENS = 2**14  # under one checksum, and the least that is read at a time
@@ -307,8 +307,6 @@ def _unusable(store: str, error: Exception) -> UserError:
 
 
 def _kvstore(store: str, path: str) -> typing.Any:
-    if store.startswith("gs:"):
-        place(store, "data.store")
-    if "://" in store:
+    if store.startswith("file://") or in_bucket(place(store, "data.store")):
         return f"{store.rstrip('/')}/{path}"
     return {"driver": "file", "path": f"{os.path.abspath(store)}/{path}"}
