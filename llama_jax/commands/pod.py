@@ -136,7 +136,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def create(args: argparse.Namespace, cloud: Cloud) -> None:
-    pod = _pod(args, _name(args), _tpus(args), args.provisioning, args.service_account)
+    target = _tpus(args)
+    if target.chip.runtime is None:
+        raise UserError(
+            f"--slice: the Cloud TPU API has no {target.chip.name}; llama-jax pod manifest writes "
+            "what Kubernetes needs"
+        )
+    pod = _pod(args, _name(args), target, args.provisioning, args.service_account)
     if record.file(pod.name).exists():
         raise UserError(f"--name: {pod.name} is known already; give another, or delete that pod")
     if not cloud.dry_run:
@@ -145,7 +151,7 @@ def create(args: argparse.Namespace, cloud: Cloud) -> None:
         record.write(pod)  # first: what is booked must not be forgotten
     try:
         gcloud.create(cloud, pod)
-    except CloudError:
+    except (CloudError, UserError):
         record.forget(pod)
         raise
     if not cloud.dry_run:

@@ -78,12 +78,8 @@ def configured(name: str) -> str:
 
 def create(cloud: Cloud, pod: Pod) -> None:
     """Ask for the slices; they are granted later."""
-    chip = pod.target.chip
-    if chip.runtime is None:
-        raise UserError(
-            f"--slice: the Cloud TPU API has no {chip.name}; llama-jax pod manifest writes what "
-            "Kubernetes needs"
-        )
+    runtime = pod.target.chip.runtime
+    assert runtime is not None
     if pod.target.num_slices == 1:
         nodes = ["--node-id", pod.name]
     else:
@@ -93,7 +89,7 @@ def create(cloud: Cloud, pod: Pod) -> None:
     account = ["--service-account", pod.service_account] if pod.service_account else []
     cloud.run(
         *(*release, *TPUS, "queued-resources", "create", pod.name, *_where(pod), *nodes, *shape),
-        *("--runtime-version", chip.runtime, *provisioning, *account),
+        *("--runtime-version", runtime, *provisioning, *account),
     )
 
 
