@@ -154,8 +154,7 @@ def create(args: argparse.Namespace, cloud: Cloud) -> None:
     except (CloudError, UserError):
         record.forget(pod)
         raise
-    if not cloud.dry_run:
-        print(f"booked {pod.name}; when it is granted: llama-jax pod install {pod.name}")
+    cloud.tell(f"booked {pod.name}; when it is granted: llama-jax pod install {pod.name}")
 
 
 def adopt(args: argparse.Namespace, cloud: Cloud) -> None:
@@ -174,8 +173,7 @@ def install(args: argparse.Namespace, cloud: Cloud) -> None:
         record.write(pod)
         launcher.wait_until_granted(cloud, pod, args.poll)
     launcher.install(cloud, pod)
-    if not cloud.dry_run:
-        print(f"installed on {len(pod.hosts)} hosts; next: llama-jax pod run {pod.name}")
+    cloud.tell(f"installed on {len(pod.hosts)} hosts; next: llama-jax pod run {pod.name}")
 
 
 def start(args: argparse.Namespace, cloud: Cloud) -> None:
@@ -190,22 +188,19 @@ def start(args: argparse.Namespace, cloud: Cloud) -> None:
     if not cloud.dry_run:
         record.write(pod)
     launcher.run(cloud, pod, once)
-    if not cloud.dry_run:
-        print(
-            f"started on {len(pod.hosts)} hosts; llama-jax pod logs {pod.name} --follow; "
-            f"llama-jax pod watch {pod.name} keeps it going"
-        )
+    cloud.tell(
+        f"started on {len(pod.hosts)} hosts; llama-jax pod logs {pod.name} --follow; "
+        f"llama-jax pod watch {pod.name} keeps it going"
+    )
 
 
 def status(args: argparse.Namespace, cloud: Cloud) -> None:
     pod = record.read(args.name)
     state = gcloud.state(cloud, pod)
-    if not cloud.dry_run:
-        print(f"{pod.name}: {pod.slice} in {pod.zone}, {pod.provisioning}: {state or 'gone'}")
+    cloud.tell(f"{pod.name}: {pod.slice} in {pod.zone}, {pod.provisioning}: {state or 'gone'}")
     if state == launcher.GRANTED:
         for host, found in launcher.states(cloud, pod).items():
-            if not cloud.dry_run:
-                print(f"  {host}: {found}")
+            cloud.tell(f"  {host}: {found}")
 
 
 def logs(args: argparse.Namespace, cloud: Cloud) -> int:
@@ -220,8 +215,7 @@ def logs(args: argparse.Namespace, cloud: Cloud) -> int:
         hosts, lambda host: gcloud.ssh(cloud, pod, host, "logs", str(args.lines))
     )
     for host in hosts:
-        if not cloud.dry_run:
-            print(f"==> {host} <==\n{answers.get(host) or failures.get(host)}")
+        cloud.tell(f"==> {host} <==\n{answers.get(host, failures.get(host))}")
     return 1 if failures else 0
 
 
@@ -229,8 +223,7 @@ def stop(args: argparse.Namespace, cloud: Cloud) -> None:
     pod = record.read(args.name)
     with alone(pod):
         for host, found in launcher.stop(cloud, pod).items():
-            if not cloud.dry_run:
-                print(f"{host}: {found}")
+            cloud.tell(f"{host}: {found}")
 
 
 def delete(args: argparse.Namespace, cloud: Cloud) -> None:

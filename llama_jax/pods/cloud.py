@@ -54,6 +54,11 @@ class Cloud:
         command = self.show(*words)
         return 0 if self.dry_run else subprocess.call(command, stdin=subprocess.DEVNULL)
 
+    def tell(self, text: str) -> None:
+        """Print what came of the commands, if they were run."""
+        if not self.dry_run:
+            print(text, flush=True)
+
     def show(self, *words: str) -> list[str]:
         """Print a command, but no repetition, and return it."""
         command = ["gcloud", *words, "--quiet"]
