@@ -159,12 +159,11 @@ def create(args: argparse.Namespace, cloud: Cloud) -> None:
 
 def adopt(args: argparse.Namespace, cloud: Cloud) -> None:
     zone, project = _zone_and_project(args)
-    cloud = Cloud(dry_run=False)  # it only asks, and nothing is known without the answer
     target = gcloud.adopted_slice(cloud, args.name, zone, project)
-    pod = _pod(args, args.name, target, "adopted", None)
-    if not args.dry_run:
+    if target is not None:
+        pod = _pod(args, args.name, target, "adopted", None)
         record.write(pod)
-    print(f"{pod.name} is a {pod.slice} of {len(pod.hosts)} hosts")
+        print(f"{pod.name} is a {pod.slice} of {len(pod.hosts)} hosts")
 
 
 def install(args: argparse.Namespace, cloud: Cloud) -> None:

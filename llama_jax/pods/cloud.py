@@ -133,10 +133,14 @@ def state(cloud: Cloud, pod: Pod) -> str | None:
     return "ACTIVE" if found == "READY" else found
 
 
-def adopted_slice(cloud: Cloud, name: str, zone: str, project: str) -> Slice:
-    """Return the slice that a TPU VM which exists is. Raise UserError if it is older than v4."""
+def adopted_slice(cloud: Cloud, name: str, zone: str, project: str) -> Slice | None:
+    """Return the slice that a TPU VM which exists is; None if nothing was asked. Raise UserError
+    if it is older than v4."""
     where = ("--zone", zone, "--project", project)
-    found = json.loads(cloud.run(*TPUS, "tpu-vm", "describe", name, *where, "--format", "json"))
+    text = cloud.run(*TPUS, "tpu-vm", "describe", name, *where, "--format", "json")
+    if cloud.dry_run:
+        return None
+    found = json.loads(text)
     shape = found.get("acceleratorConfig")
     if shape is None:
         kind = found.get("acceleratorType")
