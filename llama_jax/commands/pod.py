@@ -159,6 +159,7 @@ def create(args: argparse.Namespace, cloud: Cloud) -> None:
 
 def adopt(args: argparse.Namespace, cloud: Cloud) -> None:
     zone, project = _zone_and_project(args)
+    record.check_names(args.name, zone, project)
     target = gcloud.adopted_slice(cloud, args.name, zone, project)
     if target is not None:
         pod = _pod(args, args.name, target, "adopted", None)
