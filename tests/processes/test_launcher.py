@@ -238,6 +238,21 @@ def test_what_will_not_come_is_booked_again_by_watch_only(cloud, pod, adopted, s
     ]
 
 
+def test_watch_gives_back_what_does_not_answer_for_long(cloud, popen, adopted):
+    book_again(adopted)
+    (adopted / "status").write_text("0")
+    cloud.set(refuse_ssh=[0, 1])
+    before = len(cloud.calls)
+    watch = popen("watch", "pod", "--poll", "0.01")
+    until(lambda: len(cloud.calls) - before > 3 * 12)  # it may be our own network: nothing happens
+    assert not any("delete" in call for call in cloud.calls)
+    cloud.set(refuse_ssh=[1])
+    until(lambda: any("delete" in call for call in cloud.calls))
+    cloud.set(refuse_ssh=[])
+    printed = watch.communicate(timeout=DEADLINE)[0]
+    assert watch.returncode == 0 and "pod worker 1: unreachable: ssh: connect to" in printed
+
+
 def test_watch_asks_again_where_there_was_no_quota(cloud, popen, adopted):
     book_again(adopted)
     (adopted / "status").write_text("0")
