@@ -151,7 +151,7 @@ def test_the_code_that_is_not_committed_is_sent_and_recorded(cloud, pod, adopted
     (adopted / "status").write_text("0")
     pod("run", "pod")
     until(lambda: pod("status", "pod").count("status 0") == 2)
-    revision = (code / "REVISION").read_text().strip()
+    revision = (code / "REVISION").read_text()
     recorded = adopted / f"run/code/{revision}.patch"
     assert recorded.read_bytes() == patch
     assert (adopted / "started").read_text().count("--multihost") == 2
