@@ -36,6 +36,11 @@ def test_what_gcloud_must_not_be_given_is_refused(cli, config, changed, message)
     assert not config.exists()
 
 
+def test_the_name_of_a_pod_that_is_adopted_is_looked_at_first(cli):
+    done = cli("pod", "adopt", "a;b", "quickstart", *PLACE, "--workdir", "gs://b/r", "--dry-run")
+    assert done.returncode == 2 and done.stdout == ""
+
+
 def test_an_override_reaches_the_hosts_as_one_word(cli, config):
     value = "init=/a b; touch x $(id) 'y'"
     pod = record.Pod(

@@ -136,7 +136,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def create(args: argparse.Namespace, cloud: Cloud) -> None:
-    pod = _pod(args, _name(args), _tpus(args), args.provisioning, args.service_account)
+    target = _tpus(args)
+    if target.chip.runtime is None:
+        raise UserError(
+            f"--slice: the Cloud TPU API has no {target.chip.name}; llama-jax pod manifest writes "
+            "what Kubernetes needs"
+        )
+    pod = _pod(args, _name(args), target, args.provisioning, args.service_account)
     if record.file(pod.name).exists():
         raise UserError(f"--name: {pod.name} is known already; give another, or delete that pod")
     if not cloud.dry_run:
@@ -145,21 +151,20 @@ def create(args: argparse.Namespace, cloud: Cloud) -> None:
         record.write(pod)  # first: what is booked must not be forgotten
     try:
         gcloud.create(cloud, pod)
-    except CloudError:
+    except (CloudError, UserError):
         record.forget(pod)
         raise
-    if not cloud.dry_run:
-        print(f"booked {pod.name}; when it is granted: llama-jax pod install {pod.name}")
+    cloud.tell(f"booked {pod.name}; when it is granted: llama-jax pod install {pod.name}")
 
 
 def adopt(args: argparse.Namespace, cloud: Cloud) -> None:
     zone, project = _zone_and_project(args)
-    cloud = Cloud(dry_run=False)  # it only asks, and nothing is known without the answer
+    record.check_names(args.name, zone, project)
     target = gcloud.adopted_slice(cloud, args.name, zone, project)
-    pod = _pod(args, args.name, target, "adopted", None)
-    if not args.dry_run:
+    if target is not None:
+        pod = _pod(args, args.name, target, "adopted", None)
         record.write(pod)
-    print(f"{pod.name} is a {pod.slice} of {len(pod.hosts)} hosts")
+        print(f"{pod.name} is a {pod.slice} of {len(pod.hosts)} hosts")
 
 
 def install(args: argparse.Namespace, cloud: Cloud) -> None:
@@ -168,8 +173,7 @@ def install(args: argparse.Namespace, cloud: Cloud) -> None:
         record.write(pod)
         launcher.wait_until_granted(cloud, pod, args.poll)
     launcher.install(cloud, pod)
-    if not cloud.dry_run:
-        print(f"installed on {len(pod.hosts)} hosts; next: llama-jax pod run {pod.name}")
+    cloud.tell(f"installed on {len(pod.hosts)} hosts; next: llama-jax pod run {pod.name}")
 
 
 def start(args: argparse.Namespace, cloud: Cloud) -> None:
@@ -184,22 +188,19 @@ def start(args: argparse.Namespace, cloud: Cloud) -> None:
     if not cloud.dry_run:
         record.write(pod)
     launcher.run(cloud, pod, once)
-    if not cloud.dry_run:
-        print(
-            f"started on {len(pod.hosts)} hosts; llama-jax pod logs {pod.name} --follow; "
-            f"llama-jax pod watch {pod.name} keeps it going"
-        )
+    cloud.tell(
+        f"started on {len(pod.hosts)} hosts; llama-jax pod logs {pod.name} --follow; "
+        f"llama-jax pod watch {pod.name} keeps it going"
+    )
 
 
 def status(args: argparse.Namespace, cloud: Cloud) -> None:
     pod = record.read(args.name)
     state = gcloud.state(cloud, pod)
-    if not cloud.dry_run:
-        print(f"{pod.name}: {pod.slice} in {pod.zone}, {pod.provisioning}: {state or 'gone'}")
+    cloud.tell(f"{pod.name}: {pod.slice} in {pod.zone}, {pod.provisioning}: {state or 'gone'}")
     if state == launcher.GRANTED:
         for host, found in launcher.states(cloud, pod).items():
-            if not cloud.dry_run:
-                print(f"  {host}: {found}")
+            cloud.tell(f"  {host}: {found}")
 
 
 def logs(args: argparse.Namespace, cloud: Cloud) -> int:
@@ -214,8 +215,7 @@ def logs(args: argparse.Namespace, cloud: Cloud) -> int:
         hosts, lambda host: gcloud.ssh(cloud, pod, host, "logs", str(args.lines))
     )
     for host in hosts:
-        if not cloud.dry_run:
-            print(f"==> {host} <==\n{answers.get(host) or failures.get(host)}")
+        cloud.tell(f"==> {host} <==\n{answers.get(host, failures.get(host))}")
     return 1 if failures else 0
 
 
@@ -223,8 +223,7 @@ def stop(args: argparse.Namespace, cloud: Cloud) -> None:
     pod = record.read(args.name)
     with alone(pod):
         for host, found in launcher.stop(cloud, pod).items():
-            if not cloud.dry_run:
-                print(f"{host}: {found}")
+            cloud.tell(f"{host}: {found}")
 
 
 def delete(args: argparse.Namespace, cloud: Cloud) -> None:

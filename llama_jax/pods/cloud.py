@@ -54,6 +54,11 @@ class Cloud:
         command = self.show(*words)
         return 0 if self.dry_run else subprocess.call(command, stdin=subprocess.DEVNULL)
 
+    def tell(self, text: str) -> None:
+        """Print what came of the commands, if they were run."""
+        if not self.dry_run:
+            print(text, flush=True)
+
     def show(self, *words: str) -> list[str]:
         """Print a command, but no repetition, and return it."""
         command = ["gcloud", *words, "--quiet"]
@@ -78,12 +83,8 @@ def configured(name: str) -> str:
 
 def create(cloud: Cloud, pod: Pod) -> None:
     """Ask for the slices; they are granted later."""
-    chip = pod.target.chip
-    if chip.runtime is None:
-        raise UserError(
-            f"--slice: the Cloud TPU API has no {chip.name}; llama-jax pod manifest writes what "
-            "Kubernetes needs"
-        )
+    runtime = pod.target.chip.runtime
+    assert runtime is not None
     if pod.target.num_slices == 1:
         nodes = ["--node-id", pod.name]
     else:
@@ -93,7 +94,7 @@ def create(cloud: Cloud, pod: Pod) -> None:
     account = ["--service-account", pod.service_account] if pod.service_account else []
     cloud.run(
         *(*release, *TPUS, "queued-resources", "create", pod.name, *_where(pod), *nodes, *shape),
-        *("--runtime-version", chip.runtime, *provisioning, *account),
+        *("--runtime-version", runtime, *provisioning, *account),
     )
 
 
@@ -132,10 +133,14 @@ def state(cloud: Cloud, pod: Pod) -> str | None:
     return "ACTIVE" if found == "READY" else found
 
 
-def adopted_slice(cloud: Cloud, name: str, zone: str, project: str) -> Slice:
-    """Return the slice that a TPU VM which exists is. Raise UserError if it is older than v4."""
+def adopted_slice(cloud: Cloud, name: str, zone: str, project: str) -> Slice | None:
+    """Return the slice that a TPU VM which exists is; None if nothing was asked. Raise UserError
+    if it is older than v4."""
     where = ("--zone", zone, "--project", project)
-    found = json.loads(cloud.run(*TPUS, "tpu-vm", "describe", name, *where, "--format", "json"))
+    text = cloud.run(*TPUS, "tpu-vm", "describe", name, *where, "--format", "json")
+    if cloud.dry_run:
+        return None
+    found = json.loads(text)
     shape = found.get("acceleratorConfig")
     if shape is None:
         kind = found.get("acceleratorType")

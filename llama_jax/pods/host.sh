@@ -24,7 +24,7 @@ take_lock() {
 install() {
     take_lock
     echo "installation" >"$run/id"
-    rm -rf "$base/python" "$base/code"
+    rm -rf "$base/python" "$base/code" "$run/pid"
     mkdir "$base/code"
     tar -xzf "$HOME/llama_jax.tar.gz" -C "$base/code"
     python=${2:-}
@@ -55,7 +55,7 @@ start() {
 keep() {
     log=$4/logs/$1-$3.txt
     if [ "$2" = 0 ]; then
-        copy "$base/code/REVISION.patch" "$4/code/$(cat "$base/code/REVISION").patch"
+        copy "$base/code/REVISION.patch" "$4/code/$(cat "$base/code/REVISION").patch" 9>&- &
     fi
     shift 4
     cd "$base/code"
@@ -74,6 +74,7 @@ keep() {
     kill "$copier"
     copy "$run/log.txt" "$log"
     echo "$status" >"$run/status"
+    rm "$run/pid"
 }
 
 # copy FILE TO: into the workdir, as well as that works.
@@ -109,11 +110,16 @@ newest() {
     esac 2>/dev/null | sed 's|/$||; s|.*/||' | grep -x '[0-9][0-9]*' | sort -n | tail -n 1
 }
 
+# Print the run's process, once it has one; nothing if it ends before, or an installation does.
+process() {
+    until [ -s "$run/pid" ] || flock -n -s 9; do sleep 0.1; done
+    cat "$run/pid" 2>/dev/null || true
+}
+
 # stop SECONDS: ask the run to save and end, and wait until it has.
 stop() {
     if ! flock -n -s 9; then
-        until [ -s "$run/pid" ]; do sleep 0.1; done
-        kill -TERM "$(cat "$run/pid")" 2>/dev/null || true
+        kill -TERM "$(process)" 2>/dev/null || true
         flock -w "$1" -s 9 || {
             echo "still running after $1 s"
             exit 1
@@ -125,8 +131,7 @@ stop() {
 # logs LINES [FOLLOW]: the end of the log; with FOLLOW, as it grows, until the run ends.
 logs() {
     if [ -n "${2:-}" ] && ! flock -n -s 9; then
-        until [ -s "$run/pid" ]; do sleep 0.1; done
-        tail -n "$1" -F --pid "$(cat "$run/pid")" "$run/log.txt" 2>/dev/null
+        tail -n "$1" -F --pid "$(process)" "$run/log.txt" 2>/dev/null
     else
         tail -n "$1" "$run/log.txt"
     fi

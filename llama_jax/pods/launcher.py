@@ -1,5 +1,6 @@
 """A pod's hosts: what is installed, started, asked and stopped on all of them at once."""
 
+import contextlib
 import dataclasses
 import secrets
 import tempfile
@@ -58,6 +59,11 @@ def install(cloud: Cloud, pod: Pod) -> None:
         archive, script = Path(directory) / "llama_jax.tar.gz", Path(directory) / gcloud.SCRIPT
         script.write_bytes(SCRIPT.read_bytes())
         revision.pack(pod.experiment, archive)
+
+        # The first connection makes a key, and tells each TPU VM of it: not several at once.
+        for host in (host for host in pod.hosts if host.worker == 0):
+            with contextlib.suppress(CloudError):  # which comes again, and is named then
+                gcloud.scp(cloud, pod, host, [script])
 
         def install_on(host: Host) -> str:
             gcloud.scp(cloud, pod, host, [archive, script])

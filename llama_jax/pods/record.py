@@ -53,9 +53,7 @@ class Pod:
     coordinator: str | None = None  # ADDRESS:PORT of the first host; None: JAX knows the pod
 
     def __post_init__(self):
-        _check("--name", self.name, NAME, "lower-case letters, digits and dashes, at most 42")
-        _check("--zone", self.zone, PLACE, "a zone such as us-east5-a")
-        _check("--project", self.project, PLACE, "a project's id")
+        check_names(self.name, self.zone, self.project)
         if not self.workdir.startswith(("gs://", "/")):
             raise UserError(
                 f"--workdir: got {self.workdir!r}, expected gs://BUCKET/..., or an absolute path "
@@ -76,6 +74,13 @@ class Pod:
     def hosts(self) -> list[Host]:
         per_slice = range(self.target.hosts_per_slice)
         return [Host(node, worker) for node in self.nodes for worker in per_slice]
+
+
+def check_names(name: str, zone: str, project: str) -> None:
+    """Raise UserError for what gcloud would not take, or not as a name."""
+    _check("--name", name, NAME, "lower-case letters, digits and dashes, at most 42")
+    _check("--zone", zone, PLACE, "a zone such as us-east5-a")
+    _check("--project", project, PLACE, "a project's id")
 
 
 def _check(option: str, text: str, accepted: re.Pattern[str], words: str) -> None:

@@ -31,7 +31,7 @@ def pack(experiment: str, archive: Path) -> None:
             _git(index, "read-tree", "HEAD")
             _git(index, "add", "--all")
             tree = _git(index, "write-tree").decode().strip()
-        revision = _git({}, "rev-parse", "--short=12", "HEAD")
+        revision = _git({}, "rev-parse", "--short=12", "HEAD").strip()
         patch = _git({}, "diff", "--binary", "HEAD", tree)
         content = _git({}, "archive", "--format=tar", tree)
     else:

@@ -17,10 +17,11 @@ from llama_jax.config import UserError
 from llama_jax.pods import cloud as gcloud
 from llama_jax.pods import launcher
 from llama_jax.pods.cloud import Cloud, CloudError
-from llama_jax.pods.launcher import ENDED, GRANTED
-from llama_jax.pods.record import Pod, directory, file
+from llama_jax.pods.launcher import ENDED, GRANTED, HostState
+from llama_jax.pods.record import Host, Pod, directory, file
 
 ATTEMPTS = 5
+LOST_LOOKS = 10  # in a row at hosts of which some are idle and some do not answer
 
 
 class GaveUp(RuntimeError):
@@ -34,6 +35,7 @@ class Watch:
         self.cloud, self.pod, self.attempts = cloud, pod, attempts
         self.step = -1  # of the newest checkpoint seen
         self.failures = 0  # since that was seen
+        self.lost = 0  # such looks so far
         self.said: tuple | None = None
 
     def keep_going(self, seconds: float) -> None:
@@ -51,7 +53,7 @@ class Watch:
         """Do the next thing, and say whether all is done."""
         try:
             if self.state is None or self.state in ENDED:
-                self._book()
+                self._book(f"it is {self.state or 'gone'}")
             elif self.state != GRANTED:
                 self._say("wait", "not granted yet")
             else:
@@ -60,29 +62,42 @@ class Watch:
             self._count(str(e))
         return False
 
-    def _book(self) -> None:
+    def _book(self, reason: str) -> None:
+        """Give back what there is, and ask for it again."""
         if self.pod.provisioning == "adopted":
-            raise self._given_up("it was adopted, and only who made it can make it again")
+            raise self._given_up(f"{reason}; it was adopted, and only its maker can make it again")
         if self.state is not None:
-            self._count(f"it is {self.state}")
+            self._count(reason)
             self._say("delete", "frees the name and the quota")
             gcloud.delete(self.cloud, self.pod)
-        self._say("create", "it is gone")
+        self._say("create", reason)
         gcloud.create(self.cloud, self.pod)
 
     def _look_at_hosts(self) -> bool:
         states = launcher.states(self.cloud, self.pod)
         names = {state.name for state in states.values()}
         described = "; ".join(f"{host}: {state}" for host, state in states.items())
-        if "absent" in names and "running" not in names:
+        if "unreachable" in names:
+            # If no host answers, it may be this machine's network: nothing is given back for that.
+            idle = names - {"unreachable"} and "running" not in names
+            self.lost = self.lost + 1 if idle else 0
+            if self.lost < LOST_LOOKS:
+                self._say("wait", described)
+            else:
+                self.lost = 0
+                self._book(described)
+        elif "absent" in names and "running" not in names:
             self._say("install", "there is no code on it")
             launcher.install(self.cloud, self.pod)
-            return False
+        else:
+            return self._look_at_run(states, described)
+        return False
+
+    def _look_at_run(self, states: dict[Host, HostState], described: str) -> bool:
+        names = {state.name for state in states.values()}
         self._see_step()
         if "running" in names:
             self._say("wait", f"training, newest checkpoint: {self._newest()}")
-        elif "unreachable" in names:
-            self._count(described)
         elif all(state.status == 0 for state in states.values()):
             self._say("done", described)
             return True

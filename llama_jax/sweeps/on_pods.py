@@ -20,7 +20,7 @@ from llama_jax.config import UserError
 from llama_jax.data import store
 from llama_jax.pods import cloud as gcloud
 from llama_jax.pods import launcher, record
-from llama_jax.pods.cloud import Cloud, CloudError
+from llama_jax.pods.cloud import Cloud
 from llama_jax.pods.record import Pod
 from llama_jax.pods.watch import ATTEMPTS, GaveUp, Watch, alone
 from llama_jax.run.lease import acquire, hold
@@ -52,7 +52,7 @@ def work(
         try:
             with alone(pod):
                 _serve(pod, runs, workdir, expiry, seconds)
-        except (CloudError, UserError) as e:
+        except (OSError, UserError) as e:
             dropped.append(f"{pod.name}: {e}")
 
     threads = [threading.Thread(target=serve, args=(pod,), daemon=True) for pod in pods]

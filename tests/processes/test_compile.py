@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from helpers.plans import EXPERIMENT, SLICE, TINY, needs_libtpu, tiny
+from helpers.plans import EXPERIMENT, SLICE, TINY, needs_libtpu, sets, tiny
 from llama_jax.config import UserError
 from llama_jax.loading import load
 from llama_jax.plan import compile as compiler
@@ -110,7 +110,7 @@ def test_a_figure_is_drawn(compiled, tmp_path, suffix):
 
 
 @needs_libtpu
-def test_what_does_not_fit_comes_with_what_does(plan):
+def test_what_does_not_fit_comes_with_what_does(plan, cli, tmp_path, monkeypatch):
     large = ("data.batch_size=8192", "data.seq_len=1024", "execution.remat=everything")
     large = (*large, "run.gradient_dtype=bfloat16")
     done = plan("--slice", SLICE.name, overrides=large)
@@ -126,6 +126,14 @@ def test_what_does_not_fit_comes_with_what_does(plan):
     assert found["hbm_peak_bytes"] == pytest.approx(
         estimate_analytically(e, SLICE).peak_bytes, rel=0.35
     )
+
+    # Nor is it booked.
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    place = ("--slice", SLICE.name, "--zone", "z", "--project", "p", "--workdir", "gs://b/r")
+    done = cli("pod", "create", EXPERIMENT, *sets(*large), *place, "--yes")
+    assert done.returncode == 2
+    assert f"--slice: llama_7b does not fit v5e:2x2; {words} (" in done.stderr
+    assert list(tmp_path.iterdir()) == [] and "gcloud" not in done.stderr
 
 
 @needs_libtpu

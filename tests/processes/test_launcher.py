@@ -99,6 +99,12 @@ def decisions(directory: Path) -> list[str]:
     return [json.loads(line)["decision"] for line in lines]
 
 
+def book_again(adopted: Path) -> None:
+    """Let `watch` book the pod again: as if it had been created."""
+    file = adopted / "llama_jax/pods/pod.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"provisioning": "spot"}))
+
+
 # Each action
 
 
@@ -145,7 +151,7 @@ def test_the_code_that_is_not_committed_is_sent_and_recorded(cloud, pod, adopted
     (adopted / "status").write_text("0")
     pod("run", "pod")
     until(lambda: pod("status", "pod").count("status 0") == 2)
-    revision = (code / "REVISION").read_text().strip()
+    revision = (code / "REVISION").read_text()
     recorded = adopted / f"run/code/{revision}.patch"
     assert recorded.read_bytes() == patch
     assert (adopted / "started").read_text().count("--multihost") == 2
@@ -219,9 +225,36 @@ def test_watch_gives_up_at_once_on_what_needs_mending(pod, adopted):
     assert decisions(adopted).count("run") == 1
 
 
+@pytest.mark.parametrize("state", ["SUSPENDED", "FAILED"])
+def test_what_will_not_come_is_booked_again_by_watch_only(cloud, pod, adopted, state):
+    book_again(adopted)
+    (adopted / "status").write_text("0")
+    cloud.take("pod", state)
+    printed = pod("install", "pod", "--python", adopted / "python", status=1)
+    assert f"pod is {state}; llama-jax pod watch pod would book it again" in printed
+    pod("watch", "pod", "--poll", "0.01")
+    assert [d for d in decisions(adopted) if d != "wait"] == [
+        *("failure", "delete", "create", "install", "run", "done")
+    ]
+
+
+def test_watch_gives_back_what_does_not_answer_for_long(cloud, popen, adopted):
+    book_again(adopted)
+    (adopted / "status").write_text("0")
+    cloud.set(refuse_ssh=[0, 1])
+    before = len(cloud.calls)
+    watch = popen("watch", "pod", "--poll", "0.01")
+    until(lambda: len(cloud.calls) - before > 3 * 12)  # it may be our own network: nothing happens
+    assert not any("delete" in call for call in cloud.calls)
+    cloud.set(refuse_ssh=[1])
+    until(lambda: any("delete" in call for call in cloud.calls))
+    cloud.set(refuse_ssh=[])
+    printed = watch.communicate(timeout=DEADLINE)[0]
+    assert watch.returncode == 0 and "pod worker 1: unreachable: ssh: connect to" in printed
+
+
 def test_watch_asks_again_where_there_was_no_quota(cloud, popen, adopted):
-    file = adopted / "llama_jax/pods/pod.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"provisioning": "spot"}))
+    book_again(adopted)
     (adopted / "status").write_text("0")
     cloud.set(states={}, refuse_create="RESOURCE_EXHAUSTED: Quota limit has been exceeded")
     watch = popen("watch", "pod", "--poll", "0.1", "--attempts", "100")
