@@ -5,27 +5,39 @@ import resource
 
 import pytest
 from etils import epath
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from llama_jax.config import UserError
 from llama_jax.run.metrics import Writer, read_metrics
 
 
-@pytest.fixture
-def a_small_disk():
-    """No file grows beyond 16 kB."""
+@pytest.mark.parametrize(("num_figures", "file"), [(50, "tensorboard"), (0, "metrics.jsonl")])
+def test_what_a_full_disk_does_not_take_is_written_later(tmp_path, num_figures, file):
+    """No file grows beyond 16 kB, at first. Many figures fill TensorBoard's first."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.parametrize(("num_figures", "file"), [(50, "tensorboard"), (0, "metrics.jsonl")])
-def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, a_small_disk, num_figures, file):
-    """Many figures fill the TensorBoard events first, and none only metrics.jsonl."""
-    writer = Writer(epath.Path(tmp_path), 0, None)
-    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/{file}'"):
-        for step in range(10_000):
-            writer.write(step, {f"{i}": 1.0 for i in range(num_figures)})
+    try:
+        writer = Writer(epath.Path(tmp_path), 0, None)
+        step = 0
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/{file}"):
+            while True:
+                step += 1
+                figures = {"tokens": 1, "loss": 2.0, "tokens_per_second": 1.5}
+                writer.write(step, figures | {f"{i}": 1.0 for i in range(num_figures)})
+                if num_figures:
+                    writer.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    writer.close()
+    assert [row["step"] for row in read_metrics(epath.Path(tmp_path))] == [*range(1, step + 1)]
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    losses = [
+        event.step
+        for event in EventFileLoader(str(events)).Load()
+        for value in event.summary.value
+        if value.tag == "loss"
+    ]
+    assert losses == [*range(1, step + 1)]
 
 
 ROWS = [{"step": n, "tokens": 10 * n, "loss": 2.0, "tokens_per_second": 1.5} for n in (1, 2, 3)]

@@ -69,7 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.what.startswith("gs://") or Path(args.what).is_dir():
+    if args.what.startswith("gs:") or Path(args.what).is_dir():
         if args.overrides:
             raise UserError("--set: belongs to an experiment; a run is as it was trained")
         print_run(place(args.what, "workdir"))

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     experiment = load(args.experiment, args.overrides, args.slice)
     workdir = args.workdir or f"runs/{Path(args.experiment).stem}"
     from llama_jax.data.prepare import ensure
+    from llama_jax.guards.roll_call import Incomplete
     from llama_jax.guards.spikes import Diverged
     from llama_jax.guards.stop import Stopped
     from llama_jax.place import place
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                     pod=pod,
                     began=began,
                 )
-    except (Diverged, Stopped) as e:
+    except (Diverged, Incomplete, Stopped) as e:
         with contextlib.suppress(OSError):  # of a terminal that is gone
             print(f"llama-jax train: {e}", file=sys.stderr)
         return e.status

@@ -19,12 +19,18 @@ PAUSE = 0.2  # seconds between two calls
 MOST_BYTES = 65_536  # of what one says
 
 
+class Incomplete(UserError):
+    """A process did not come, or twice, as one of before may; the next try may go well."""
+
+    status = 1  # to exit with
+
+
 Lines = dict[int, tuple[str, socket.socket]]  # (host, connection) by process
 
 
 def roll_call(address: str, processes: int, index: int, seconds: float = SECONDS) -> Lines:
-    """Return when all processes have come; each calls this. Raise UserError, on all that have, if
-    one has not within so many seconds, or has twice.
+    """Return when all processes have come; each calls this. Raise Incomplete, on all that have, if
+    one has not within so many seconds, or has twice, and UserError if they cannot meet.
 
     address: HOST:PORT of process 0. What is returned is open: on process 0 to all others, on these
     to process 0.
@@ -46,7 +52,7 @@ def roll_call(address: str, processes: int, index: int, seconds: float = SECONDS
     if problem:
         for _, connection in lines.values():
             connection.close()
-        raise UserError(f"--multihost: {problem}")
+        raise Incomplete(f"--multihost: {problem}")
     return lines
 
 
@@ -133,9 +139,9 @@ def _answer(host: str, port: int, index: int, seconds: float) -> tuple[str, sock
             continue
         if problem:
             connection.close()
-            raise UserError(f"--multihost: {problem}")
+            raise Incomplete(f"--multihost: {problem}")
         return str(name), connection
-    raise UserError(
+    raise Incomplete(
         f"--multihost: process 0 did not answer at {host}:{port} within {seconds:.0f} s ({reason})"
         "; start the same command on every host"
     )
