@@ -1,6 +1,7 @@
 """Which processes a job has: as JAX finds them on a pod, or as the user says."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from llama_jax.config import UserError
 
@@ -15,7 +16,7 @@ class Job:
     address: str  # HOST:PORT of process 0
     processes: int
     index: int  # of this one
-    devices: list[int] | None  # of this process; None: all of its host
+    devices: Sequence[int] | None  # of this process; None: all of its host
 
 
 def find(text: str) -> Job:
