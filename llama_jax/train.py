@@ -127,7 +127,7 @@ def train_from_newest(
         Monitor(*watched, manager, attempt, spikes, pod) as monitor,
         Stop() as stop,
     ):
-        saves = Saves(manager, experiment.upkeep, start, monitor.trouble)
+        saves = Saves(manager, experiment.upkeep, start, monitor.trouble, monitor.watchdog.feed)
         keep_with_run(experiment, workdir)  # from here on the workdir is this experiment's
         dispatched = None  # the step before: its figures are fetched while the device computes
         span = range(start + FIRST_STEPS, run.num_steps)[:profile_steps]

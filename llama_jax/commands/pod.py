@@ -6,6 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from llama_jax.commands import options
 from llama_jax.config import UserError
 from llama_jax.hardware import Slice, parse_slice
@@ -201,6 +203,23 @@ def status(args: argparse.Namespace, cloud: Cloud) -> None:
     if state == launcher.GRANTED:
         for host, found in launcher.states(cloud, pod).items():
             cloud.tell(f"  {host}: {found}")
+    if not cloud.dry_run:
+        _print_goodput(pod)
+
+
+def _print_goodput(pod: Pod) -> None:
+    """Print what the time of the run went into, if its workdir can be read from here."""
+    from llama_jax.place import place
+    from llama_jax.run.goodput import goodput_table, read_attempts
+
+    try:
+        attempts = read_attempts(place(pod.workdir, "workdir"))
+    except (UserError, OSError) as e:
+        print(e)
+        return
+    if attempts:
+        print(f"step {attempts[-1].step}")
+        Console(markup=False).print(goodput_table(attempts))
 
 
 def logs(args: argparse.Namespace, cloud: Cloud) -> int:

@@ -26,6 +26,7 @@ from llama_jax.experiment import to_json
 from llama_jax.guards import roll_call
 from llama_jax.guards.agreement import digest_of_code
 from llama_jax.guards.job import Job
+from llama_jax.place import in_bucket
 
 CALL_SECONDS = 25.0  # from the first host that comes to the last
 FACTS_SECONDS = 5.0  # to hear what a host has found out
@@ -96,6 +97,10 @@ def probe(workdir: epath.Path) -> float:
         path.write_bytes(content)
         found = path.read_bytes()
         path.unlink()
+        if in_bucket(workdir):
+            from llama_jax import bucket
+
+            bucket.check_kind(workdir)
     except OSError as e:
         raise UserError(f"workdir: cannot write to {workdir}: {e.strerror or e}") from e
     if found != content:

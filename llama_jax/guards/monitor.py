@@ -1,7 +1,9 @@
 """A step's figures: a row, a line, and the end of the run if they are not finite."""
 
+import collections
 import contextlib
 import math
+import statistics
 import time
 from typing import Any, NoReturn
 
@@ -37,6 +39,7 @@ from llama_jax.run.workdir import (
 )
 from llama_jax.step import TrainState
 
+PACE_STEPS = 20  # whose median tells a slow host
 FIRST_STEPS = 2  # of a process, which wait for compilation and for data
 
 
@@ -70,6 +73,8 @@ class Monitor:
         self.writer = Writer(workdir, start, experiment.upkeep.wandb_project)
         lost = [row["seconds"] for row in self.writer.dropped if "seconds" in row]
         attempt.lose(len(lost), sum(lost))
+        # Of the last steps, what this process took beside waiting for its devices.
+        self.own_seconds: collections.deque[float] = collections.deque(maxlen=PACE_STEPS)
         self.unwritten = False  # rows that the disk has not taken
         self.began = time.monotonic()
         self.progress = Progress(self.num_steps, start) if jax.process_index() == 0 else None
@@ -112,12 +117,15 @@ class Monitor:
         asked = time.monotonic()
         values: dict[str, Any] = {k: v.item() for k, v in jax.device_get(metrics).items()}
         now = time.monotonic()
-        own_seconds = asked - self.clock
+        self.own_seconds.append(asked - self.clock)
         seconds, self.clock = now - self.clock, now
         self.watchdog.feed()
         self.attempt.update(step)
-        if self.pod is not None and (remark := self.pod.report(step, own_seconds)):
-            self.trouble("slow", remark)
+        if self.pod is not None:
+            known = len(self.own_seconds) == PACE_STEPS
+            remark = self.pod.report(step, statistics.median(self.own_seconds) if known else 0.0)
+            if remark is not None:
+                self.trouble("slow", remark)
         self.check_loss(step, values)
         rate = self.tokens_per_step / seconds
         values |= {

@@ -30,9 +30,11 @@ class Saves:
         upkeep: Upkeep,
         step: int,
         trouble: Callable[[str, str], None],
+        feed: Callable[[], None],
     ):
-        """step: of the newest whole checkpoint, or 0. trouble: tells of a failure, see Monitor."""
-        self.manager, self.trouble, self.good = manager, trouble, step
+        """step: of the newest whole checkpoint, or 0. trouble: tells of a failure, see Monitor.
+        feed: keeps the watchdog quiet while a slow save is waited for."""
+        self.manager, self.trouble, self.feed, self.good = manager, trouble, feed, step
         self.retry = max(1, upkeep.checkpoint_every // 10)  # steps
         self.most_at_risk = 2 * upkeep.checkpoint_every
         self.step: int | None = None  # of a save whose outcome is not known to all
@@ -85,8 +87,9 @@ class Saves:
     def _settle(self, step: int, wait: bool, last: bool = False) -> bool | None:
         """Say how the save went on all processes; None: it is not known yet."""
         assert self.writing is not None
-        if wait:
-            self.writing.join()
+        while wait and self.writing.is_alive():
+            self.writing.join(1.0)
+            self.feed()
         ended = not self.writing.is_alive()
         outcomes = gather([ended, self.reason])
         failed = [reason for _, reason in outcomes if reason]

@@ -135,6 +135,7 @@ def test_from_create_to_delete(cloud, two_hosts, pod, experiment_file, tmp_path)
     printed = pod("logs", "pod", "--follow")  # returns when the run has ended
     assert f"step {saved + 4}" in printed
     until(lambda: pod("status", "pod").count("ended with status 0") == 2)
+    assert "goodput" in pod("status", "pod")
     assert [*losses(workdir)] == [*range(1, saved + 5)]
     assert len([*(workdir / "logs").glob("*-pod-1.txt")]) == 2
     assert "==> pod worker 1 <==" in pod("logs", "pod")
