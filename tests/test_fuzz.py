@@ -87,6 +87,7 @@ def usual(verb: str, directory: Path, run: Path) -> list[str]:
         "export": [str(run), "--to", "hf", "--out", str(directory)],
         "import": [f"{directory}/none", "--out", f"{directory}/out"],
         "plot": [f"{directory}/none"],
+        "doctor": [QUICKSTART, *nowhere],
         "pod": [
             *("create", QUICKSTART, "--slice", "v5e:2x2", "--zone", "z", "--project", "p"),
             *("--workdir", "gs://b/r", "--dry-run"),

@@ -90,10 +90,12 @@ def probe(workdir: epath.Path) -> float:
 
     Raises UserError.
     """
-    path, content = workdir / f"doctor_{secrets.token_hex(4)}.tmp", secrets.token_bytes(64)
+    directory = workdir
+    while not (in_bucket(directory) or directory.exists() or directory == directory.parent):
+        directory = directory.parent  # in which a run would make it
+    path, content = directory / f"doctor_{secrets.token_hex(4)}.tmp", secrets.token_bytes(64)
     began = time.monotonic()
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         found = path.read_bytes()
         path.unlink()
