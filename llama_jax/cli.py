@@ -23,7 +23,7 @@ VERBS = {
     "train": "train, or go on training, an experiment",
     "show": "print what an experiment amounts to, or where a run is and where its time went",
     "plan": "say whether an experiment fits a slice, and its cost",
-    "prepare": "tokenize an experiment's corpus into its token store",
+    "cache": "tokenize an experiment's corpus into its token store",
     "tokenizer": "train a tokenizer on an experiment's mixture",
     "evaluate": "held-out loss by source, beside n-gram models of the same text",
     "sample": "continue prompts with a trained or another framework's model",

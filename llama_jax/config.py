@@ -120,7 +120,7 @@ class DataConfig:
     mixture: tuple[tuple[str, float], ...] = LLAMA_MIXTURE  # (seqio Task, share of tokens)
     corpus: str = "embedded"  # or a directory: CORPUS/SOURCE/{train,validation}*.jsonl[.gz|.xz]
     tokenizer: str = "embedded"  # or the path of a tokenizer.model or tokenizer.json
-    store: str  # directory of the token store that `llama-jax prepare` writes
+    store: str  # directory of the token store that `llama-jax cache` writes
     seq_len: int = 2048  # tokens in a row
     batch_size: int  # rows in a step, over all devices and micro-batches
     seed: int = 0

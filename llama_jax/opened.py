@@ -13,7 +13,7 @@ from llama_jax.attention import PLATFORMS
 from llama_jax.config import Experiment, ModelConfig, UserError
 from llama_jax.data import store
 from llama_jax.data import tokenizer as vocabularies
-from llama_jax.data.prepare import ensure
+from llama_jax.data.cache import ensure
 from llama_jax.data.tokenizer import Vocabulary
 from llama_jax.evaluation.perplexity import validation_losses
 from llama_jax.experiment import validate
@@ -81,7 +81,7 @@ class Model:
         Prepares the token store if it is missing. Raises UserError.
         """
         if ensure(self.experiment.data) != 0:
-            raise UserError(f"data.store: {self.experiment.data.store} could not be prepared")
+            raise UserError(f"data.store: {self.experiment.data.store} could not be written")
         store.check_tokenizer(self.experiment.data, self.experiment.model.vocab_size)
         with jax.set_mesh(self.mesh):
             eval_step = make_eval_step(next_token_loss(self.experiment.execution))

@@ -33,7 +33,7 @@ from helpers.runs import EXPERIMENT, NUM_STEPS
 from helpers.sweeps import SWEEP
 from llama_jax.config import DataConfig, Experiment, MeshConfig
 from llama_jax.data import documents, tokenizer_training
-from llama_jax.data.prepare import prepare
+from llama_jax.data.cache import cache
 from llama_jax.formats import convert
 from llama_jax.loading import load
 from llama_jax.sharding import make_mesh
@@ -109,7 +109,7 @@ def tiny_corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_data(tiny_corpus, tmp_path_factory) -> DataConfig:
-    """A prepared store of tiny_corpus, in tokens of a vocabulary of 512."""
+    """A store of tiny_corpus, in tokens of a vocabulary of 512."""
     directory = tmp_path_factory.mktemp("tiny")
     data = DataConfig(
         mixture=TINY_MIXTURE,
@@ -121,7 +121,7 @@ def tiny_data(tiny_corpus, tmp_path_factory) -> DataConfig:
     )
     model = tokenizer_training.train(data, vocab_size=512, max_bytes=300_000)
     (directory / "tokenizer.model").write_bytes(model)
-    prepare(data, num_workers=1)
+    cache(data, num_workers=1)
     return data
 
 

@@ -14,7 +14,7 @@ from helpers.exports import GQA, export, matrix_fingerprints, refused
 from helpers.stores import all_tokens, write_jsonl
 from llama_jax.config import UserError
 from llama_jax.data import documents, store, tokenizer
-from llama_jax.data.prepare import prepare
+from llama_jax.data.cache import cache
 from llama_jax.formats import bpe, convert, hf, native
 from llama_jax.formats.convert import import_model
 from llama_jax.formats.weights import write_json
@@ -100,7 +100,7 @@ def test_it_samples_from_files_and_from_a_workdir(cli, model, tmp_path):
     assert len({d.stdout for d in done}) == 1 and done[0].stdout.startswith("The quick")
 
 
-def test_a_store_is_prepared_with_it_and_a_held_out_loss_computed(model, tmp_path):
+def test_a_store_is_written_with_it_and_a_held_out_loss_computed(model, tmp_path):
     """Each document's tokens are what the tokenizers package makes of it, between bos and eos. The
     loss is that of the model's own logits, of every token but the documents' first."""
     texts = [f"{byte_level.TEXT[:n]} document {n} <|eot_id|>" for n in range(20, 60, 5)]
@@ -119,7 +119,7 @@ def test_a_store_is_prepared_with_it_and_a_held_out_loss_computed(model, tmp_pat
         ],
     )
     data = opened.experiment.data
-    prepare(data, num_workers=1)
+    cache(data, num_workers=1)
     peer, ours = peer_of(model), opened.vocabulary
     documents_of = [
         [ours.bos_id, *peer.encode(text, add_special_tokens=False).ids, ours.eos_ids[0]]

@@ -157,7 +157,7 @@ def test_what_cannot_be_done_is_said_in_a_line(refused, experiment_file, workdir
         ("run/metrics.jsonl", "plot {directory}/run"),
         ("run/config.json", "train quickstart --workdir {directory}/run"),
         ("tokenizer.model", "show quickstart --set data.tokenizer={path}"),
-        ("books/train.jsonl", "prepare quickstart --set data.corpus={directory}"),
+        ("books/train.jsonl", "cache quickstart --set data.corpus={directory}"),
     ],
 )
 def test_nothing_waits_for_the_other_end_of_a_pipe(refused, tmp_path, path, command):

@@ -9,7 +9,7 @@ import pytest
 from helpers.stores import BOS, EOS, all_tokens, write_jsonl
 from llama_jax.config import LLAMA_MIXTURE, DataConfig, UserError
 from llama_jax.data import documents, store, tasks, tokenizer
-from llama_jax.data.prepare import prepare
+from llama_jax.data.cache import cache
 
 # ---- Corpus
 
@@ -44,7 +44,7 @@ def test_bad_line_is_an_error_with_file_and_line(tiny_data, tmp_path, capfd, bad
     line, reason = BAD_LINES[bad]
     data = little_corpus(tiny_data, tmp_path, GOOD * 2 + line + GOOD)
     with pytest.raises(UserError, match=r"corpus/essays/train.jsonl:3: expected") as error:
-        prepare(data, num_workers=1)
+        cache(data, num_workers=1)
     assert reason in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "store/essays/train.json").exists()
     printed = capfd.readouterr().err  # by TensorFlow, of errors in its pipeline
@@ -59,7 +59,7 @@ def test_truncated_file_is_an_error(tiny_data, tmp_path, ending, kept_bytes):
     write_jsonl(path, ["good"] * 1000)
     path.write_bytes(path.read_bytes()[:kept_bytes])
     with pytest.raises(UserError, match=rf"essays/train-1.jsonl.{ending}: cannot be read after"):
-        prepare(data, num_workers=1)
+        cache(data, num_workers=1)
 
 
 NO_FILES = {
@@ -76,14 +76,14 @@ def test_what_cannot_be_read_as_a_file_is_an_error_that_names_it(tiny_data, tmp_
     data = little_corpus(tiny_data, tmp_path, GOOD)
     make(tmp_path / "corpus/essays/train-1.jsonl")
     with pytest.raises(UserError, match=rf"essays/train-1.jsonl: {reason}"):
-        prepare(data, num_workers=1)
+        cache(data, num_workers=1)
 
 
 def test_a_file_in_a_compression_that_is_not_read_is_not_left_out_silently(tiny_data, tmp_path):
     data = little_corpus(tiny_data, tmp_path, GOOD)
     (tmp_path / "corpus/essays/train-1.jsonl.zst").write_bytes(b"(\xb5/\xfd")
     with pytest.raises(UserError, match=r"essays/train-1.jsonl.zst: would be left out; .*\.xz"):
-        prepare(data, num_workers=1)
+        cache(data, num_workers=1)
 
 
 def test_blank_lines_and_documents_are_left_out_and_counted(tiny_data, tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_blank_lines_and_documents_are_left_out_and_counted(tiny_data, tmp_path,
     data = little_corpus(tiny_data, tmp_path, blank)
     (tmp_path / "corpus/essays/train-1.jsonl").write_bytes(b"")
     for _ in range(2):  # the second time from what is there
-        prepare(data, num_workers=1)
+        cache(data, num_workers=1)
     tokens = [BOS, *tokenizer.load(data.tokenizer).encode("good"), EOS]
     assert all_tokens(data, "essays", "train").tolist() == tokens
     line = next(s for s in capsys.readouterr().out.splitlines() if "essays/train-00001" in s)
@@ -101,13 +101,13 @@ def test_blank_lines_and_documents_are_left_out_and_counted(tiny_data, tmp_path,
 def test_a_split_without_text_is_an_error(tiny_data, tmp_path):
     data = little_corpus(tiny_data, tmp_path, b"")
     with pytest.raises(UserError, match=r"corpus/essays has no text in its train files"):
-        prepare(data, num_workers=1)
+        cache(data, num_workers=1)
     assert not store.exists(data)
 
 
 def test_a_nul_in_a_text_is_kept(tiny_data, tmp_path):
     data = little_corpus(tiny_data, tmp_path, b'{"text": "a\\u0000b"}\n')
-    prepare(data, num_workers=1)
+    cache(data, num_workers=1)
     tokens = all_tokens(data, "essays", "train").tolist()
     assert tokenizer.load(data.tokenizer).decode(tokens) == "a\0b"
 
@@ -115,11 +115,11 @@ def test_a_nul_in_a_text_is_kept(tiny_data, tmp_path):
 def test_missing_source_and_missing_split_are_errors(tiny_data, tmp_path):
     unknown = dataclasses.replace(tiny_data, mixture=(("nonesuch", 1.0),))
     with pytest.raises(UserError, match="data.mixture: source 'nonesuch' has no directory"):
-        prepare(unknown, num_workers=1)
+        cache(unknown, num_workers=1)
     data = little_corpus(tiny_data, tmp_path, GOOD)
     (tmp_path / "corpus/essays/validation.jsonl").unlink()
     with pytest.raises(UserError, match=r"essays has no validation\*.jsonl"):
-        prepare(data, num_workers=1)
+        cache(data, num_workers=1)
 
 
 def test_embedded_corpus_has_every_source_of_the_paper_and_separate_splits():

@@ -76,11 +76,11 @@ def usual(verb: str, directory: Path, run: Path) -> list[str]:
     no_tokenizer = ["--set", f"data.tokenizer={directory}/none"]
     (directory / "file").write_text("")
     return {
-        # Refused by the last check before a process is started that prepares the store.
+        # Refused by the last check before a process is started that writes the store.
         "train": [QUICKSTART, "--set", f"optimizer.warmup_steps={2**31 - 1}", *nowhere],
         "show": [QUICKSTART],
         "plan": [QUICKSTART, "--slice", "h100:8"],
-        "prepare": [QUICKSTART, *nowhere],
+        "cache": [QUICKSTART, *nowhere],
         "tokenizer": [QUICKSTART, "--vocab-size", "300", "--out", f"{directory}/none/x", *nowhere],
         "evaluate": [str(run), *no_tokenizer],
         "sample": [str(run), "--prompt", "a", *no_tokenizer],

@@ -23,7 +23,7 @@ from helpers.stores import (
 )
 from llama_jax.config import UserError
 from llama_jax.data import batches, documents, store, tokenizer, tokenizer_training
-from llama_jax.data.prepare import prepare
+from llama_jax.data.cache import cache
 
 DAMAGES = {
     "a flipped bit": flip_a_byte,
@@ -84,7 +84,7 @@ NOT_AS_PREPARED = {
 
 
 @pytest.mark.parametrize("change", NOT_AS_PREPARED)
-def test_a_store_that_is_not_as_it_was_prepared_is_named(made_up, change):
+def test_a_store_that_is_not_as_it_was_written_is_named(made_up, change):
     """Arrays of one size, so that nothing but what they hold tells them apart."""
     stores.write_split(made_up, "long", "train", [made_up_tokens(3000, k) for k in (0, 1)])
     NOT_AS_PREPARED[change](Path(made_up.store))
@@ -140,7 +140,7 @@ def test_the_index_has_the_numbers_of_the_tokenizer(tiny_data, tmp_path, field):
     data = dataclasses.replace(tiny_data, store=str(tmp_path / "store"))
     shutil.copytree(tiny_data.store, data.store)
     edit(Path(data.store) / "books/validation.json", lambda index: index | {field: 7})
-    with pytest.raises(UserError, match=f"books/validation.json says .*{field} 7.* prepare"):
+    with pytest.raises(UserError, match=f"books/validation.json says .*{field} 7.* cache"):
         store.check_tokenizer(data, 512)
     store.check_tokenizer(tiny_data, 512)
 
@@ -161,13 +161,13 @@ def test_held_out_text_is_read_before_training(made_up):
 def test_missing_store_says_how_to_make_it(made_up):
     data = dataclasses.replace(made_up, store=made_up.store + "/no")
     assert store.exists(made_up) and not store.exists(data)
-    with pytest.raises(UserError, match=r"does not exist .* llama-jax prepare EXPERIMENT"):
+    with pytest.raises(UserError, match=r"does not exist .* llama-jax cache EXPERIMENT"):
         store.read_index(data)
 
 
 def test_store_is_reproducible_and_resumes_after_losing_shards(tiny_data, tmp_path, capsys):
     data = dataclasses.replace(tiny_data, store=f"file://{tmp_path}/again")
-    prepare(data, num_workers=1)
+    cache(data, num_workers=1)
     made = files_of(tmp_path / "again")
     assert made == files_of(tiny_data.store)
     assert "verified" not in capsys.readouterr().out
@@ -178,7 +178,7 @@ def test_store_is_reproducible_and_resumes_after_losing_shards(tiny_data, tmp_pa
     flip_a_byte(tmp_path / "again/stackexchange/train-00000/c/0")
     (tmp_path / "again/stackexchange/train-00001/c/0").unlink()
     store.write_array(data.store, "stackexchange/validation-00000", made_up_tokens(500, 0))
-    prepare(data, num_workers=1)
+    cache(data, num_workers=1)
     assert files_of(tmp_path / "again") == made
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if "verified" not in line] == [
@@ -215,18 +215,18 @@ def test_store_of_another_corpus_or_tokenizer_is_refused(tiny_data, tmp_path):
     )
     shutil.copytree(tiny_data.corpus, other.corpus)
     shutil.copytree(tiny_data.store, other.store)
-    prepare(other, num_workers=1)  # the same files elsewhere are the same corpus
+    cache(other, num_workers=1)  # the same files elsewhere are the same corpus
     (Path(other.corpus) / "books/train-2.jsonl").write_text('{"text": "one more"}\n')
     with pytest.raises(UserError, match="store/books/train.json was not made from .*delete this"):
-        prepare(other, num_workers=1)
+        cache(other, num_workers=1)
     (Path(other.corpus) / "books/train-2.jsonl").unlink()
     write_jsonl(Path(other.corpus) / "books/train-0.jsonl", ["changed"])
     with pytest.raises(UserError, match="store/books/train-00000.json was not made from"):
-        prepare(other, num_workers=1)
+        cache(other, num_workers=1)
     model = tmp_path / "other.model"
     model.write_bytes(tokenizer_training.train(tiny_data, vocab_size=500, max_bytes=100_000))
     with pytest.raises(UserError, match=r"with data.tokenizer='.*other.model'; set"):
-        prepare(dataclasses.replace(tiny_data, tokenizer=str(model)), num_workers=1)
+        cache(dataclasses.replace(tiny_data, tokenizer=str(model)), num_workers=1)
 
 
 def test_digest_is_of_the_tokens_alone(tiny_data, tmp_path):

@@ -10,7 +10,7 @@ import sentencepiece
 from helpers.stores import write_jsonl
 from llama_jax.config import DataConfig, UserError
 from llama_jax.data import documents, tokenizer, tokenizer_training
-from llama_jax.data.prepare import prepare
+from llama_jax.data.cache import cache
 from llama_jax.formats import vocabulary
 
 # ---- Tokenizer
@@ -184,7 +184,7 @@ def test_a_tokenizer_that_no_export_could_write_is_not_trained_with(tmp_path, fi
     with pytest.raises(UserError, match=f"data.tokenizer: {field} is"):
         vocabulary.parse(Path(data.tokenizer).read_bytes())
     with pytest.raises(UserError, match=f"data.tokenizer: .*/foreign.model: {field} is") as error:
-        prepare(data, num_workers=1)
+        cache(data, num_workers=1)
     assert "\n" not in str(error.value)
     assert not Path(data.store).exists()
 
@@ -193,9 +193,9 @@ def test_a_tokenizer_that_loses_text_is_trained_with_after_a_warning(tmp_path, c
     """OpenLLaMA's is such a one; exports of it say so, too."""
     data = foreign(tmp_path, remove_extra_whitespaces=True)
     vocabulary.parse(Path(data.tokenizer).read_bytes())
-    prepare(data, num_workers=1)
+    cache(data, num_workers=1)
     (warning,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("warning: ")]
     assert "foreign.model loses text" in warning
     assert "'one  two   three    four' comes back as 'one two three four'" in warning
-    prepare(dataclasses.replace(data, tokenizer="embedded", store=data.store + "2"), 1)
+    cache(dataclasses.replace(data, tokenizer="embedded", store=data.store + "2"), 1)
     assert "warning: data" not in capsys.readouterr().err

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.time()
     experiment = load(args.experiment, args.overrides, args.slice)
     workdir = args.workdir or f"runs/{Path(args.experiment).stem}"
-    from llama_jax.data.prepare import ensure
+    from llama_jax.data.cache import ensure
     from llama_jax.guards.roll_call import Incomplete
     from llama_jax.guards.spikes import Diverged
     from llama_jax.guards.stop import Stopped

@@ -6,9 +6,9 @@
     STORE/SOURCE/train.json         the index of the split, written when all its shards are whole
 
 The index vouches for the checksums, which are compared when a split is opened, and they for each
-block, which is compared whenever it is read: what is read is what was prepared.
+block, which is compared whenever it is read: what is read is what was written.
 
-STORE is a local path or gs://. `prepare.py` writes it; training reads it, without TensorFlow.
+STORE is a local path or gs://. `cache.py` writes it; training reads it, without TensorFlow.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Split:
 
 
 def exists(data: DataConfig) -> bool:
-    """Return whether every source of the mixture has been prepared."""
+    """Return whether every source of the mixture is there."""
     indices = [index_path(source, split) for source, _ in data.mixture for split in SPLITS]
     return all(read_json(data.store, path) is not None for path in indices)
 
@@ -71,12 +71,12 @@ def read_index(data: DataConfig) -> dict[str, dict[str, Split]]:
 
 
 def read_split(data: DataConfig, source: str, split: str) -> Split:
-    """Read the index of one split. Raises UserError if it has not been prepared."""
+    """Read the index of one split. Raises UserError if it is not there."""
     index = find_split(data.store, index_path(source, split))
     if index is None:
         raise UserError(
             f"data.store: token store {data.store} does not exist or is unfinished (no "
-            f"{index_path(source, split)}); write it with: llama-jax prepare EXPERIMENT"
+            f"{index_path(source, split)}); write it with: llama-jax cache EXPERIMENT"
         )
     return index
 
@@ -106,8 +106,8 @@ def _read_fields(kind: type, found: typing.Any, store: str, path: str) -> typing
         or any(type(value) is int and value < 0 for value in found.values())
     ):
         raise UserError(
-            f"data.store: {store}/{path} is not what llama-jax prepare writes: expected "
-            f"{', '.join(types)}; delete that file and run llama-jax prepare"
+            f"data.store: {store}/{path} is not what llama-jax cache writes: expected "
+            f"{', '.join(types)}; delete that file and run llama-jax cache"
         )
     return kind(**found)
 
@@ -129,7 +129,7 @@ def check_tokenizer(data: DataConfig, vocab_size: int) -> None:
                     f"data.store: {data.store}/{index_path(source, name)} says vocab_size "
                     f"{split.vocab_size}, bos_id {split.bos_id}, eos_id {split.eos_id}, but "
                     f"data.tokenizer={data.tokenizer!r} has {own[0]}, {own[1]}, {own[2]}; "
-                    "`llama-jax prepare` writes that file again"
+                    "`llama-jax cache` writes that file again"
                 )
     if own[0] > vocab_size:
         raise UserError(
@@ -169,11 +169,11 @@ class Tokens:
             self.paths, self.index.shards, self.arrays, self.checksums, strict=True
         ):
             if array.size != shard.num_tokens:
-                self._not_as_prepared(
+                self._not_as_written(
                     path, f"holds {array.size} tokens, its index {shard.num_tokens}"
                 )
             if hashlib.sha256(sums.data).hexdigest() != shard.sha256:
-                self._not_as_prepared(path, "is not the array that its index has the sha256 of")
+                self._not_as_written(path, "is not the array that its index has the sha256 of")
         ends = itertools.accumulate(shard.num_tokens for shard in self.index.shards)
         self.starts = np.array([0, *ends])
 
@@ -181,7 +181,7 @@ class Tokens:
         return self.index.num_tokens
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Read the ids from start to stop. Raises UserError if they are not what was prepared."""
+        """Read the ids from start to stop. Raises UserError if they are not what was written."""
         first = int(np.searchsorted(self.starts, start, "right")) - 1
         parts = []
         while start < stop:
@@ -204,13 +204,13 @@ class Tokens:
         path, found = self.paths[number], block_checksums(tokens)
         if not np.array_equal(found, self.checksums[number][first : first + len(found)]):
             span = f"from {aligned} to {end}"
-            self._not_as_prepared(path, f"holds other tokens than its index, {span}")
+            self._not_as_written(path, f"holds other tokens than its index, {span}")
         wanted, vocab_size = tokens[start - aligned : stop - aligned], self.index.vocab_size
         if wanted.max() >= vocab_size:
-            self._not_as_prepared(path, f"holds token {wanted.max()} of {vocab_size}")
+            self._not_as_written(path, f"holds token {wanted.max()} of {vocab_size}")
         return wanted
 
-    def _not_as_prepared(self, path: str, reason: str) -> typing.NoReturn:
+    def _not_as_written(self, path: str, reason: str) -> typing.NoReturn:
         raise damaged(self.source, ValueError(f"{self.data.store}/{path} {reason}"))
 
 
@@ -225,7 +225,7 @@ def damaged(source: str, error: ValueError) -> UserError:
     reason = " ".join(str(error).partition(" [tensorstore_spec")[0].split())
     return UserError(
         f"data.store: source {source} cannot be read; if a file is damaged or missing, "
-        f"`llama-jax prepare` makes it again; {reason}"
+        f"`llama-jax cache` makes it again; {reason}"
     )
 
 

@@ -146,7 +146,7 @@ def repeated_text(runs: list[Run]) -> Iterator[str]:
         data = run.experiment.data
         try:
             index = store.read_index(data)
-        except UserError:  # not prepared, or out of this machine's reach
+        except UserError:  # not there yet, or out of this machine's reach
             continue
         epochs = {s: run.tokens * rate / index[s]["train"].num_tokens for s, rate in data.mixture}
         most = max(epochs, key=lambda source: epochs[source])

@@ -45,7 +45,7 @@ def work(
     """
     for run in runs:
         if not store.exists(run.experiment.data):
-            raise UserError(f"{run.name}: no token store yet; llama-jax prepare makes it")
+            raise UserError(f"{run.name}: no token store yet; llama-jax cache makes it")
     dropped: list[str] = []
 
     def serve(pod: Pod) -> None:

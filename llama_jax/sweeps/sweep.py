@@ -122,7 +122,7 @@ def load(path: str, overrides: Sequence[str], workdir: epath.Path) -> list[Run]:
 
 def run_digest(experiment: Experiment) -> str:
     """Return the SHA-256, in hex, that tells a sweep's runs apart. Corpus and tokenizer count by
-    their names: before they are prepared there is no digest of them, and a sweep may try several.
+    their names: before they are there, there is no digest of them, and a sweep may try several.
     """
     data = experiment.data
     parts = [identity(experiment), data.corpus, data.tokenizer]
@@ -223,7 +223,7 @@ def _prepare(runs: list[Run], workdir: epath.Path, expiry: float, on_progress) -
     for run in runs:
         while not store.exists(run.experiment.data):
             leased = time.monotonic()
-            with held(workdir / "prepare", expiry) as lease:
+            with held(workdir / "cache", expiry) as lease:
                 if lease is not None and not store.exists(run.experiment.data):
                     wait = functools.partial(on_progress, None)
                     reason = worker.run(run.experiment, lease, leased, True, wait)

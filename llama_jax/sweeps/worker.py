@@ -35,7 +35,7 @@ def run(
     to_prepare: bool,
     wait: Callable[[], None],
 ) -> str | None:
-    """Train in the lease's directory, or prepare the experiment's token store. Return why that
+    """Train in the lease's directory, or write the experiment's token store. Return why that
     failed, empty if it did not, None if the lease was lost. What it printed goes to log.txt there.
 
     leased: time.monotonic() before the lease was written. wait: called every SECONDS_BETWEEN.
@@ -92,9 +92,9 @@ def main() -> None:
 
     threading.Thread(target=keep, daemon=True).start()
     if request["to_prepare"]:
-        from llama_jax.data.prepare import prepare
+        from llama_jax.data.cache import cache
 
-        prepare(experiment.data, num_workers=1)
+        cache(experiment.data, num_workers=1)
         return
     from llama_jax.guards.stop import Stopped
     from llama_jax.train import train

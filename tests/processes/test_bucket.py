@@ -87,10 +87,10 @@ def data(storage, tiny_data) -> DataConfig:
 
 @pytest.fixture(scope="module")
 def experiment(data, cli, tmp_path_factory) -> Path:
-    """An experiment file, whose store is prepared."""
+    """An experiment file, whose store is there."""
     path = tmp_path_factory.mktemp("bucket") / "tiny.py"
     path.write_text(EXPERIMENT.format(data=data, num_steps=NUM_STEPS))
-    done = cli("prepare", path)
+    done = cli("cache", path)
     assert done.returncode == 0, done.stderr
     return path
 
@@ -254,7 +254,7 @@ def commands(experiment: Path, address: str) -> list[tuple[object, ...]]:
         ("train", experiment, "--workdir", address),
         ("train", experiment, "--workdir", "x", "--set", f"data.store={address}"),
         *(
-            ("prepare", experiment, "--set", f"data.{field}={address}")
+            ("cache", experiment, "--set", f"data.{field}={address}")
             for field in ("store", "corpus", "tokenizer")
         ),
         ("evaluate", address),

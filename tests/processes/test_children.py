@@ -11,7 +11,7 @@ import pytest
 
 from helpers.processes import environment
 
-MODULES = ("llama_jax.data.prepare", "llama_jax.plan.compile", "llama_jax.sweeps.worker")
+MODULES = ("llama_jax.data.cache", "llama_jax.plan.compile", "llama_jax.sweeps.worker")
 PARENT = """
 import subprocess, sys, time
 from llama_jax.process import child_command

@@ -45,17 +45,17 @@ def ensure(data: DataConfig) -> int:
     """
     if store.exists(data):
         return 0
-    print(f"preparing the token store {data.store}, once", file=sys.stderr)
-    command = child_command("llama_jax.data.prepare")
+    print(f"writing the token store {data.store}, once", file=sys.stderr)
+    command = child_command("llama_jax.data.cache")
     request = json.dumps(dataclasses.asdict(data))
     status = subprocess.run(command, input=request, text=True, check=False).returncode
     if status < 0:
-        print(f"llama-jax prepare: ended by {signal.Signals(-status).name}", file=sys.stderr)
+        print(f"llama-jax cache: ended by {signal.Signals(-status).name}", file=sys.stderr)
         return 128 - status
     return status
 
 
-def prepare(data: DataConfig, num_workers: int) -> None:
+def cache(data: DataConfig, num_workers: int) -> None:
     """Tokenize every source of the mixture into data.store, a shard file at a time per worker.
 
     What is already there is verified and kept; what is damaged is made again. The same corpus and
@@ -128,19 +128,19 @@ def _run(jobs: list[_Job], num_workers: int) -> dict[str, store.Shard]:
 
 def _results(jobs: list[_Job], num_workers: int) -> Iterator[tuple[_Job, store.Shard, str]]:
     if num_workers == 1:
-        yield from map(_prepare_shard, jobs)
+        yield from map(_cache_shard, jobs)
         return
     spawn = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
     pool = concurrent.futures.ProcessPoolExecutor(
         min(num_workers, len(jobs)), spawn, initializer=end_with_parent, initargs=(os.getpid(),)
     )
     try:
-        futures = [pool.submit(_prepare_shard, job) for job in jobs]
+        futures = [pool.submit(_cache_shard, job) for job in jobs]
         for future in concurrent.futures.as_completed(futures):
             yield future.result()
     except concurrent.futures.BrokenExecutor as e:
         raise UserError(
-            f"prepare: one of the {num_workers} workers was killed, perhaps for lack of memory; "
+            f"cache: one of the {num_workers} workers was killed, perhaps for lack of memory; "
             "finished shards are kept: run it again with fewer workers"
         ) from e
     except (KeyboardInterrupt, Terminated):
@@ -151,7 +151,7 @@ def _results(jobs: list[_Job], num_workers: int) -> Iterator[tuple[_Job, store.S
         pool.shutdown(cancel_futures=True)
 
 
-def _prepare_shard(job: _Job) -> tuple[_Job, store.Shard, str]:
+def _cache_shard(job: _Job) -> tuple[_Job, store.Shard, str]:
     """Make one shard unless it is there and whole; return a note for the progress line, too."""
     start = time.monotonic()
     origin = (job.file.name, _sha256(job.file), job.tokenizer_sha256)
@@ -222,12 +222,12 @@ def main() -> None:
     mixture = tuple((source, rate) for source, rate in fields.pop("mixture"))
     try:
         with without_noise():
-            prepare(DataConfig(mixture=mixture, **fields), num_workers=1)
+            cache(DataConfig(mixture=mixture, **fields), num_workers=1)
     except UserError as e:
-        print(f"llama-jax prepare: {e}", file=sys.stderr)
+        print(f"llama-jax cache: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:  # a disk that fills up
-        print(f"llama-jax prepare: {e}", file=sys.stderr)
+        print(f"llama-jax cache: {e}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:  # the parent says so
         sys.exit(130)

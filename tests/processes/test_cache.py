@@ -7,17 +7,17 @@ import pytest
 from helpers.processes import llama_jax
 from helpers.stores import files_of
 from llama_jax.data import store
-from llama_jax.data.prepare import prepare
+from llama_jax.data.cache import cache
 
 
 def test_store_is_the_same_from_two_workers(tiny_data, tmp_path):
-    prepare(dataclasses.replace(tiny_data, store=str(tmp_path)), num_workers=2)
+    cache(dataclasses.replace(tiny_data, store=str(tmp_path)), num_workers=2)
     assert files_of(tmp_path) == files_of(tiny_data.store)
 
 
 def test_prepare_with_workers_ends(experiment_file, tiny_data, tmp_path):
     done = llama_jax(
-        "prepare", experiment_file, "--workers", 2, "--set", f"data.store={tmp_path / 'store'}"
+        "cache", experiment_file, "--workers", 2, "--set", f"data.store={tmp_path / 'store'}"
     )
     assert done.returncode == 0, done.stderr
     other = dataclasses.replace(tiny_data, store=str(tmp_path / "store"))
@@ -25,7 +25,7 @@ def test_prepare_with_workers_ends(experiment_file, tiny_data, tmp_path):
     assert "normalizer.cc" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", [("prepare", "--workers", 2), ("train",)])
+@pytest.mark.parametrize("verb", [("cache", "--workers", 2), ("train",)])
 def test_a_bad_line_ends_it_with_one_line(experiment_file, tmp_path, verb):
     (tmp_path / "corpus/books").mkdir(parents=True)
     (tmp_path / "corpus/books/train.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
@@ -35,6 +35,6 @@ def test_a_bad_line_ends_it_with_one_line(experiment_file, tmp_path, verb):
         *("--set", f"data.store={tmp_path / 'store'}", "--set", "data.mixture=(('books', 1.0),)"),
     )
     assert done.returncode == 2
-    lines = [s for s in done.stderr.splitlines() if not s.startswith("preparing the token store")]
+    lines = [s for s in done.stderr.splitlines() if not s.startswith("writing the token store")]
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith(f"llama-jax prepare: {tmp_path}/corpus/books/train.jsonl:2: ")
+    assert lines[0].startswith(f"llama-jax cache: {tmp_path}/corpus/books/train.jsonl:2: ")

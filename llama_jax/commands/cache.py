@@ -1,4 +1,4 @@
-"""prepare: an experiment's corpus as tokens, in its store."""
+"""cache: an experiment's corpus as tokens, in its store."""
 
 import argparse
 
@@ -14,10 +14,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from llama_jax.data.cache import cache
     from llama_jax.data.noise import without_noise
-    from llama_jax.data.prepare import prepare
 
     data = load(args.experiment, args.overrides).data
     with without_noise():
-        prepare(data, args.workers)
+        cache(data, args.workers)
     return 0
