@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -127,18 +126,3 @@ def test_what_does_not_help_ends_the_run(experiment, tmp_path, on_spike):
     if on_spike == "roll_back":
         assert str(e.value).endswith("rolled back to step 0 3 times")
     assert all(np.isfinite(x) for x in losses(tmp_path / "run").values()) or on_spike == "skip"
-
-
-def test_the_step_without_a_limit_is_the_one_of_before(experiment):
-    """What no experiment asks for costs no operation."""
-    from llama_jax.sharding import make_mesh
-    from llama_jax.step import init_state, make_train_step, next_token_loss
-
-    with jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices())):
-        state = jax.eval_shape(lambda: init_state(experiment))
-        batch = {
-            name: jax.ShapeDtypeStruct((1, 8, 64), np.int32)
-            for name in ("tokens", "segments", "positions", "targets")
-        }
-        step = make_train_step(experiment, next_token_loss(experiment.execution))
-        assert "skipped" not in step.eval_shape(state, batch)[1]

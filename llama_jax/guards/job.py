@@ -1,6 +1,7 @@
 """Which processes a job has: as JAX finds them on a pod, or as the user says."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from llama_jax.config import UserError
@@ -21,19 +22,19 @@ class Job:
 
 def find(text: str) -> Job:
     """Return the job that --multihost names; "auto": the one that JAX finds. Raises UserError."""
-    try:
-        if text == "auto":  # as jax.distributed.initialize() finds it
-            from jax._src.clusters import ClusterEnv
+    if text != "auto":
+        match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", text, re.ASCII)
+        if not match:
+            raise UserError(f"--multihost: got {text!r}, expected {FORM}")
+        return Job(match[1], int(match[2]), int(match[3]), None)
+    from jax._src.clusters import ClusterEnv
 
-            found = ClusterEnv.auto_detect_unset_distributed_params(
-                None, None, None, None, None, SECONDS
-            )
-        else:
-            address, *numbers = text.split(",")
-            processes, index = map(int, numbers)
-            found = address, processes, index, None
+    try:  # as jax.distributed.initialize() does
+        found = ClusterEnv.auto_detect_unset_distributed_params(
+            None, None, None, None, None, SECONDS
+        )
     except (ValueError, RuntimeError) as e:
-        raise UserError(f"--multihost: got {text!r}, expected {FORM}; {e}") from e
+        raise UserError(f"--multihost: JAX found no pod here; expected {FORM}; {e}") from e
     address, processes, index, devices = found
     if address is None or processes is None or index is None:
         raise UserError(f"--multihost: JAX knows of no pod here; expected {FORM}")

@@ -16,6 +16,16 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones do no
     # The step of a tiny model compiles in a third of the time, and runs as fast as it needs to.
     XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 
+# What a training process may load: its last line says whether TensorFlow was.
+TELLING = """
+import sys
+from llama_jax.cli import main
+try:
+    main()
+finally:
+    print("loaded TensorFlow:", "tensorflow" in sys.modules)
+"""
+
 
 def environment() -> dict[str, str]:
     """Return this process's environment with one device, as outside of tests.
@@ -32,6 +42,16 @@ def llama_jax(*args) -> subprocess.CompletedProcess:
     """Run llama-jax in a process of its own."""
     command = [sys.executable, "-m", "llama_jax", *map(str, args)]
     return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
+
+
+def telling(*args) -> list[str]:
+    """Return the command of a llama-jax that says at its end whether it loaded TensorFlow."""
+    return [sys.executable, "-c", TELLING, *map(str, args)]
+
+
+def run_telling(*args) -> subprocess.CompletedProcess:
+    """Run that, on one device."""
+    return subprocess.run(telling(*args), env=environment(), capture_output=True, text=True)
 
 
 def child(code: str, *args, **options) -> subprocess.CompletedProcess:

@@ -5,7 +5,6 @@ import dataclasses
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from helpers.processes import environment, start_pod
+from helpers.processes import environment, run_telling, start_pod, telling
 from helpers.runs import EXPERIMENT, NUM_STEPS
 from helpers.storage_emulator import StorageEmulator, refusing
 from llama_jax.config import DataConfig
@@ -26,23 +25,6 @@ bucket = pytest.importorskip("llama_jax.bucket", reason="gcsfs is not installed"
 
 BUCKET, FORBIDDEN = "llama-runs", "not-ours"
 RUN = f"gs://{BUCKET}/run"
-# One device, no TensorFlow: what a training process may load.
-MAIN = """
-import sys
-from llama_jax.cli import main
-try:
-    main()
-finally:
-    print("loaded TensorFlow:", "tensorflow" in sys.modules)
-"""
-
-
-def command(*args) -> list[str]:
-    return [sys.executable, "-c", MAIN, *map(str, args)]
-
-
-def llama_jax(*args) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*args), env=environment(), capture_output=True, text=True)
 
 
 @contextlib.contextmanager
@@ -50,7 +32,7 @@ def started(*args) -> Iterator[subprocess.Popen[str]]:
     """Start llama-jax, and kill it at the end."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(
-        command(*args), env=environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True
+        telling(*args), env=environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True
     )
     try:
         yield process
@@ -99,7 +81,7 @@ def experiment(data, cli, tmp_path_factory) -> Path:
 def straight(experiment, tmp_path_factory) -> epath.Path:
     """The workdir, on a disk, of a run that nothing happened to."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    done = llama_jax("train", experiment, "--workdir", workdir)
+    done = run_telling("train", experiment, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     return epath.Path(workdir)
 
@@ -129,7 +111,7 @@ def holding(storage: StorageEmulator, name: str) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def resumed(killed, experiment) -> tuple[epath.Path, str]:
     """The same run, which was started again, and what that printed."""
-    done = llama_jax("train", experiment, "--workdir", RUN, "--profile", "2")
+    done = run_telling("train", experiment, "--workdir", RUN, "--profile", "2")
     assert done.returncode == 0, done.stderr
     return killed, done.stdout + done.stderr
 
@@ -206,7 +188,7 @@ def test_a_second_process_is_refused_and_a_failing_bucket_ends_the_first(experim
     endless = ("train", experiment, "--workdir", workdir, "--set", "run.num_steps=100000")
     with started(*endless) as first:
         wait_until(lambda: 3 in steps(epath.Path(workdir)), first)
-        second = llama_jax("train", experiment, "--workdir", workdir)
+        second = run_telling("train", experiment, "--workdir", workdir)
         assert second.returncode == 2 and f"in use by process {first.pid}" in second.stderr
         newest = steps(epath.Path(workdir))[-1]
         with refusing(storage, BUCKET):

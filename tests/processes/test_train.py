@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import termios
 import threading
@@ -21,7 +20,7 @@ import pytest
 from etils import epath
 
 from helpers.damage import largest_file, truncate
-from helpers.processes import environment, start_pod
+from helpers.processes import environment, run_telling, start_pod, telling
 from helpers.runs import NUM_STEPS, fingerprints, losses
 from llama_jax.config import MeshConfig
 from llama_jax.run import checkpoint
@@ -29,30 +28,12 @@ from llama_jax.run.metrics import read_metrics
 from llama_jax.run.workdir import steps
 from llama_jax.train import train
 
-# One device, no TensorFlow: what a training process may load.
-MAIN = """
-import sys
-from llama_jax.cli import main
-try:
-    main()
-finally:
-    print("loaded TensorFlow:", "tensorflow" in sys.modules)
-"""
-
-
-def command(*args) -> list[str]:
-    return [sys.executable, "-c", MAIN, *map(str, args)]
-
-
-def llama_jax(*args) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*args), env=environment(), capture_output=True, text=True)
-
 
 @pytest.fixture(scope="session")
 def straight(experiment_file, tmp_path_factory) -> tuple[Path, str]:
     """(workdir, what it printed) of a run without interruption in a process of its own."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    done = llama_jax("train", experiment_file, "--workdir", workdir, "--profile", "2")
+    done = run_telling("train", experiment_file, "--workdir", workdir, "--profile", "2")
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout + done.stderr
 
@@ -97,7 +78,7 @@ def test_tensorboard_reads_the_events(straight):
 
 def test_a_finished_run_has_nothing_left_to_do(straight, experiment_file, tmp_path):
     workdir = shutil.copytree(straight[0], tmp_path / "run")
-    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    done = run_telling("train", experiment_file, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     assert fingerprints(workdir) == fingerprints(straight[0])
     assert losses(workdir) == losses(straight[0])
@@ -111,7 +92,7 @@ def kill_when(condition, *args, by=signal.SIGKILL) -> tuple[int, str]:
     status and what it printed."""
     with tempfile.TemporaryFile("w+") as printed:
         process = subprocess.Popen(
-            command(*args), env=environment(), stderr=printed, stdout=printed
+            telling(*args), env=environment(), stderr=printed, stdout=printed
         )
         try:
             while True:
@@ -146,7 +127,7 @@ def test_killed_between_saves_and_resumed_is_bit_identical(straight, experiment_
     workdir = tmp_path / "run"
     kill_when(reached(workdir, 5), "train", experiment_file, "--workdir", workdir)
     assert NUM_STEPS not in steps(epath.Path(workdir))
-    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    done = run_telling("train", experiment_file, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     assert fingerprints(workdir) == fingerprints(straight[0])
     assert losses(workdir) == losses(straight[0])  # each step once, and the same
@@ -165,7 +146,7 @@ def test_killed_during_a_save_and_resumed_is_bit_identical(straight, experiment_
 
     kill_when(saving_step_6, "train", experiment_file, "--workdir", workdir)
     assert steps(epath.Path(workdir)) == [3]
-    done = llama_jax("train", experiment_file, "--workdir", workdir)
+    done = run_telling("train", experiment_file, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     assert re.search(r"WARNING: checkpoint \S+/6\.\S+ was not finished; ignored", done.stderr)
     assert fingerprints(workdir) == fingerprints(straight[0])
@@ -199,7 +180,7 @@ def test_terminated_it_saves_and_resumed_is_bit_identical(straight, experiment_f
         "the same command goes on"
     )
     assert list(losses(workdir)) == list(range(1, saved + 1)) and saved < NUM_STEPS
-    done = llama_jax(*args)
+    done = run_telling(*args)
     assert done.returncode == 0, done.stderr
     assert fingerprints(workdir) == fingerprints(straight[0])
     assert losses(workdir) == losses(straight[0])
@@ -214,7 +195,7 @@ def test_a_terminal_that_closes_costs_no_step(experiment_file, tmp_path):
     workdir = tmp_path / "run"
     master, terminal = os.openpty()
     process = subprocess.Popen(
-        command("train", experiment_file, "--workdir", workdir, *ENDLESS),
+        telling("train", experiment_file, "--workdir", workdir, *ENDLESS),
         **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
         env=environment(),
         start_new_session=True,
@@ -253,7 +234,7 @@ def test_sampling_as_users_run_it_speaks_of_no_tpu(straight):
     options = ("--prompt", "import", "--prompt", "I", "--seed", 3)
     as_users_run_it = {k: v for k, v in environment().items() if k != "JAX_PLATFORMS"}
     sample = subprocess.run(
-        command("sample", f"{straight[0]}@9", *options),
+        telling("sample", f"{straight[0]}@9", *options),
         env=as_users_run_it,
         capture_output=True,
         text=True,
@@ -265,7 +246,7 @@ def test_sampling_as_users_run_it_speaks_of_no_tpu(straight):
 def test_a_damaged_checkpoint_is_one_line_on_the_terminal(straight, tmp_path):
     workdir = shutil.copytree(straight[0], tmp_path / "run")
     truncate(largest_file(workdir / "checkpoints/12/model"))
-    done = llama_jax("sample", workdir, "--prompt", "x")
+    done = run_telling("sample", workdir, "--prompt", "x")
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert f"checkpoint {workdir}/checkpoints/12 is damaged: " in line
@@ -273,7 +254,7 @@ def test_a_damaged_checkpoint_is_one_line_on_the_terminal(straight, tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(straight, tmp_path):
     shutil.copy(straight[0] / "metrics.jsonl", tmp_path)
-    limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *command("plot", tmp_path)]
+    limited = ["bash", "-c", 'ulimit -f 1; exec "$@"', "bash", *telling("plot", tmp_path)]
     done = subprocess.run(limited, env=environment(), capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     said = f"llama-jax plot: [Errno 27] File too large: '{tmp_path}/loss.png'"
@@ -285,7 +266,7 @@ def test_a_save_that_meets_a_full_disk_is_tried_again_until_too_much_is_at_risk(
     experiment_file, tmp_path
 ):
     """No file may grow beyond 40 kB, less than the embedding."""
-    train = command("train", experiment_file, "--workdir", tmp_path / "run")
+    train = telling("train", experiment_file, "--workdir", tmp_path / "run")
     limited = ["bash", "-c", 'ulimit -f 40; exec "$@"', "bash", *train]
     done = subprocess.run(limited, env=environment(), capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
@@ -320,10 +301,10 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(experiment_file, small_di
         "upkeep.keep_every=300",
     )
     arguments = [argument for text in sets for argument in ("--set", text)]
-    whole = llama_jax("train", experiment_file, "--workdir", tmp_path / "whole", *arguments)
+    whole = run_telling("train", experiment_file, "--workdir", tmp_path / "whole", *arguments)
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
-        command("train", experiment_file, "--workdir", workdir, *arguments),
+        telling("train", experiment_file, "--workdir", workdir, *arguments),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
