@@ -10,9 +10,9 @@ from flax import nnx
 
 from llama_jax.config import LLAMA_65B, MeshConfig, ModelConfig
 from llama_jax.evaluation.decoder_perplexity import perplexity
-from llama_jax.generation.cache import new_cache
 from llama_jax.generation.decoder import mesh_for, to_decode_layout
 from llama_jax.generation.int8 import quantize
+from llama_jax.generation.kv_cache import new_cache
 from llama_jax.generation.sampling import prefill
 from llama_jax.model import Llama
 from llama_jax.sharding import activation_spec, make_mesh

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 from llama_jax.config import LLAMA_MIXTURE, DataConfig
 from llama_jax.data import documents
 from llama_jax.data.tokenizer import Vocabulary
-from llama_jax.generation.cache import new_cache
 from llama_jax.generation.decoder import Decoder, specs_of
+from llama_jax.generation.kv_cache import new_cache
 from llama_jax.sharding import activation_spec
 
 ROW_TOKENS = 256

@@ -19,8 +19,8 @@ from jax.lax import optimization_barrier
 from jax.sharding import reshard
 
 from llama_jax.config import MeshConfig, ModelConfig, UserError
-from llama_jax.generation.cache import KVCache, attend_to_cache
 from llama_jax.generation.int8 import Int8, quantize
+from llama_jax.generation.kv_cache import KVCache, attend_to_cache
 from llama_jax.model import Llama, RMSNorm, by_name, rotate, rotation_of
 from llama_jax.sharding import activation_spec
 

@@ -11,8 +11,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax.config import UserError
-from llama_jax.generation.cache import check_memory, new_cache
 from llama_jax.generation.decoder import Decoder, specs_of
+from llama_jax.generation.kv_cache import check_memory, new_cache
 from llama_jax.sharding import ACTIVATION_RULES, activation_spec
 
 PREFILL = 512  # tokens of each prompt that go through the decoder at once
