@@ -158,7 +158,7 @@ def write_files(directory: Path) -> None:
     from llama_jax.data.schedule import Schedule
     from llama_jax.formats import gguf, native
     from llama_jax.loading import load
-    from llama_jax.run import checkpoint
+    from llama_jax.run import checkpoint, managers
     from llama_jax.sharding import make_mesh
     from llama_jax.step import init_state
 
@@ -167,7 +167,7 @@ def write_files(directory: Path) -> None:
     workdir = epath.Path(directory / "run")
     with (
         jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices()[:1])),
-        checkpoint.open_manager(workdir, experiment.upkeep) as manager,
+        managers.open_manager(workdir, experiment.upkeep) as manager,
     ):
         checkpoint.save(
             manager, init_state(experiment), experiment, Schedule(), checkpoint.Origin()

@@ -196,6 +196,10 @@ class Upkeep:
     checkpoint_every: int  # steps
     keep_last: int = 3  # checkpoints
     keep_every: int | None = None  # also keep every checkpoint at a multiple of this many steps
+    # A directory on each host's own disk, where a run whose processes died goes on from, see
+    # run/local_checkpoints.py; and steps. None: there are checkpoints in the workdir only.
+    local_dir: str | None = None
+    local_every: int | None = None
     hang_seconds: float = 600.0  # of a step, an evaluation or the start of a save: it hangs
     wandb_project: str | None = None  # also log to this Weights & Biases project
 

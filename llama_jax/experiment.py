@@ -17,13 +17,14 @@ from llama_jax.config import (
     Experiment,
     ModelConfig,
     OptimizerConfig,
+    Upkeep,
     UserError,
 )
 
 SCHEMA = 1  # of an experiment in JSON; counts up when a field is renamed, moved or removed
 IDENTITY = ("model", "data", "optimizer", "run", "init")  # what a result depends on
 # But not on where these lie: what is in them is compared, by digest.
-PLACES = ("data.corpus", "data.tokenizer", "data.store")
+PLACES = ("data.corpus", "data.tokenizer", "data.store", "upkeep.local_dir")
 
 
 class OtherSchema(UserError):
@@ -97,6 +98,7 @@ def validate(experiment: Experiment) -> None:
         _execution_checks(experiment),
         _data_checks(experiment.data),
         _optimizer_checks(experiment.optimizer, experiment.run.num_steps),
+        _upkeep_checks(experiment.upkeep),
     )
     for section in checks:
         for ok, field, given, accepted in section:
@@ -184,6 +186,15 @@ def _optimizer_checks(optimizer: OptimizerConfig, num_steps: int) -> Iterator[Ch
     yield optimizer.b2 < 1, "optimizer.b2", optimizer.b2, "less than 1"
     ratio = optimizer.final_lr_ratio
     yield ratio <= 1, "optimizer.final_lr_ratio", ratio, "0 to 1"
+
+
+def _upkeep_checks(upkeep: Upkeep) -> Iterator[Check]:
+    place, every = upkeep.local_dir, upkeep.local_every
+    both = "that and upkeep.local_every, or neither"
+    yield (place is None) == (every is None), "upkeep.local_dir", shown(place), both
+    fewer = f"less than upkeep.checkpoint_every={upkeep.checkpoint_every}"
+    yield every is None or every < upkeep.checkpoint_every, "upkeep.local_every", every, fewer
+    yield "://" not in (place or ""), "upkeep.local_dir", shown(place), "a directory of each host"
 
 
 # JSON, and what is the same

@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable
 
 import jax
+import orbax.checkpoint as ocp
 from etils import epath
 
 from llama_jax.attention import check_platform
-from llama_jax.config import Experiment, ModelConfig, UserError
+from llama_jax.config import Experiment, ModelConfig, Upkeep, UserError
 from llama_jax.data import store, tokenizer
 from llama_jax.data.batches import check_held_out, train_batches
 from llama_jax.data.schedule import Schedule
@@ -23,7 +24,7 @@ from llama_jax.guards.stop import Stop
 from llama_jax.model import Llama
 from llama_jax.place import in_bucket
 from llama_jax.plain_file import plain
-from llama_jax.run import checkpoint
+from llama_jax.run import checkpoint, local_checkpoints, managers
 from llama_jax.run.attempt import Attempt
 from llama_jax.run.checkpoint import Origin
 from llama_jax.run.loss_figure import plot_losses
@@ -68,21 +69,24 @@ def train(
         return mesh, origin
 
     mesh, origin = agree(experiment, check_all)
+    local = local_checkpoints.find(experiment.upkeep, workdir, attempt)
     rolled_back = None
     with jax.set_mesh(mesh):
         while True:
             try:
                 return train_from_newest(
-                    *(experiment, workdir, mesh, origin, profile_steps, load_init),
+                    *(experiment, workdir, local, mesh, origin, profile_steps, load_init),
                     *(attempt, pod, rolled_back),
                 )
             except RollBack as e:
                 rolled_back = e.after(rolled_back)
+                local_checkpoints.keep_only(local, None)  # it goes back to one of the workdir
 
 
 def train_from_newest(
     experiment: Experiment,
     workdir: epath.Path,
+    local: epath.Path | None,
     mesh: jax.sharding.Mesh,
     origin: Origin,
     profile_steps: int,
@@ -92,16 +96,15 @@ def train_from_newest(
     rolled_back: RollBack | None,
 ) -> None:
     """Train as train() does, on the mesh of jax.set_mesh, but raise RollBack where it would go on
-    from the newest checkpoint. origin: of a run that begins here."""
+    from the newest checkpoint. local: see run/local_checkpoints.py. origin: of a run that begins
+    here."""
     data, run, execution = experiment.data, experiment.run, experiment.execution
 
     # 1. The newest checkpoint of this workdir, else experiment.init, else random weights.
-    state, schedule, origin = begin(experiment, workdir, origin, load_init)
+    state, schedule, origin = begin(experiment, workdir, local, origin, load_init)
     start = int(jax.device_get(state.step))
     if start >= run.num_steps:
-        plot_losses(workdir)
-        print(f"{workdir} is trained to step {start} of {run.num_steps}: nothing left to do")
-        return
+        return say_it_is_trained(workdir, start, run.num_steps)
     attempt.begin(start)
     if rolled_back is not None:
         schedule = schedule.from_step(start, rolled_back.next_batch)
@@ -116,18 +119,18 @@ def train_from_newest(
     # 3. One program for every step.
     attempt.enter("compile")
     spikes, loss = Spikes(run, workdir, start), next_token_loss(execution)
-    limits = spikes.limits(start, mesh)
-    traced = make_train_step(experiment, loss).trace(state, batch, *limits)
+    traced = make_train_step(experiment, loss).trace(state, batch, *spikes.limits(start, mesh))
     traced_flops = executed_flops(traced.jaxpr.jaxpr)
     train_step, eval_step = traced.lower().compile(), make_eval_step(loss)
 
     watched = (experiment, workdir, schedule, start, traced_flops)
     with (
-        checkpoint.open_manager(workdir, experiment.upkeep) as manager,
+        managers.open_manager(workdir, experiment.upkeep) as manager,
+        managers.open_local_manager(local) as local_manager,
         Monitor(*watched, manager, attempt, spikes, pod) as monitor,
         Stop() as stop,
     ):
-        saves = Saves(manager, experiment.upkeep, start, monitor.trouble, monitor.watchdog.feed)
+        saves, local_saves = tiers(manager, local_manager, experiment.upkeep, start, monitor)
         keep_with_run(experiment, workdir)  # from here on the workdir is this experiment's
         dispatched = None  # the step before: its figures are fetched while the device computes
         span = range(start + FIRST_STEPS, run.num_steps)[:profile_steps]
@@ -147,9 +150,9 @@ def train_from_newest(
             if dispatched is not None:
                 monitor.step(*dispatched)
             dispatched = (step + 1, metrics)
-            to_evaluate, to_save = due(experiment, step + 1)
+            to_evaluate, to_save, to_save_locally = due(experiment, step + 1)
             to_save |= saves.due(step + 1) | (to_stop := stop.asked(step + 1))
-            if to_evaluate or to_save:
+            if to_evaluate or to_save or to_save_locally:
                 monitor.step(*dispatched)
                 monitor.check_state(step + 1, state)  # first: what is not finite is never kept
                 dispatched = None
@@ -157,14 +160,15 @@ def train_from_newest(
                 monitor.enter("evaluate")
                 got = validation_losses(eval_step, state.params, state.frozen, experiment, mesh)
                 monitor.validation(step + 1, got)
-            if to_save:
+            if to_save or to_save_locally:
                 monitor.enter("save")
                 monitor.flush()  # before it counts, or a kill between the two would lose rows
-                saves.save(step + 1, state, experiment, schedule, origin)
+                tier = saves if to_save else local_saves
+                tier.save(step + 1, state, experiment, schedule, origin)
             if to_stop and step + 1 < run.num_steps:
                 saves.finish(step + 1, state, experiment, schedule, origin)
                 raise stop.after(step + 1, workdir)
-            if to_evaluate or to_save:
+            if to_evaluate or to_save or to_save_locally:
                 monitor.enter("step")
         monitor.enter("save")
         saves.finish(run.num_steps, state, experiment, schedule, origin)
@@ -175,6 +179,7 @@ def check(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> 
     """Return the mesh. Raise UserError for all that can be refused before there is a store."""
     check_wandb(experiment.upkeep.wandb_project)
     check_workdir(experiment, workdir, accept_changes)
+    local_checkpoints.check(experiment.upkeep)
     check_platform(experiment.execution)
     check_memory(experiment.model)
     return mesh_of(experiment, jax.devices())
@@ -191,11 +196,12 @@ def check_memory(model: ModelConfig) -> None:
 def begin(
     experiment: Experiment,
     workdir: epath.Path,
+    local: epath.Path | None,
     origin: Origin,
     load_init: Callable[[Experiment], Llama] | None,
 ) -> tuple[TrainState, Schedule, Origin]:
     """Return the state to go on from, its schedule and what it is made from."""
-    if restored := checkpoint.restore_newest(workdir, experiment, origin):
+    if restored := checkpoint.restore_newest(workdir, local, experiment, origin):
         return restored
     if experiment.init is None:
         return jax.jit(lambda: init_state(experiment))(), Schedule(), origin
@@ -205,10 +211,33 @@ def begin(
     return state, Schedule(), origin
 
 
-def due(experiment: Experiment, step: int) -> tuple[bool, bool]:
-    """Say whether to evaluate, and whether to save, after so many updates."""
+def due(experiment: Experiment, step: int) -> tuple[bool, bool, bool]:
+    """Say whether to evaluate, to save, and to save on the hosts' disks, after so many updates."""
     last, upkeep = step == experiment.run.num_steps, experiment.upkeep
-    return last or step % upkeep.eval_every == 0, last or step % upkeep.checkpoint_every == 0
+    periods = (upkeep.eval_every, upkeep.checkpoint_every, upkeep.local_every or 0)
+    evaluate, save, save_locally = (bool(every) and step % every == 0 for every in periods)
+    return last or evaluate, last or save, save_locally
+
+
+def say_it_is_trained(workdir: epath.Path, step: int, num_steps: int) -> None:
+    plot_losses(workdir)
+    print(f"{workdir} is trained to step {step} of {num_steps}: nothing left to do")
+
+
+def tiers(
+    manager: ocp.CheckpointManager,
+    local_manager: ocp.CheckpointManager | None,
+    upkeep: Upkeep,
+    start: int,
+    monitor: Monitor,
+) -> tuple[Saves, Saves]:
+    """Return the saves in the workdir, and those on the hosts' disks: the former if there are none,
+    as none is ever due."""
+    told = (start, monitor.trouble, monitor.watchdog.feed)
+    saves = Saves(manager, upkeep.checkpoint_every, *told)
+    if local_manager is None or upkeep.local_every is None:
+        return saves, saves
+    return saves, Saves(local_manager, upkeep.local_every, *told, local=True)
 
 
 def check_workdir(experiment: Experiment, workdir: epath.Path, accept_changes: bool) -> None:

@@ -46,7 +46,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
         jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices())),
         caplog.at_level(logging.WARNING),
     ):
-        restored = checkpoint.restore_newest(workdir, experiment, origin)
+        restored = checkpoint.restore_newest(workdir, None, experiment, origin)
     assert restored is not None and int(restored[0].step) == 9
     assert "checkpoints/12 is damaged: " in caplog.text and "; skipped" in caplog.text
     assert steps(workdir) == [6, 9]
@@ -61,7 +61,7 @@ def test_when_all_are_damaged_nothing_starts_over(trained, experiment, tmp_path)
         jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices())),
         pytest.raises(UserError, match="none of the 3 checkpoints"),
     ):
-        checkpoint.restore_newest(workdir, experiment, origin_of(experiment))
+        checkpoint.restore_newest(workdir, None, experiment, origin_of(experiment))
     assert steps(workdir) == [6, 9, 12]
 
 
@@ -109,4 +109,4 @@ def test_another_token_store_is_refused(trained, experiment, tmp_path):
         jax.set_mesh(make_mesh(experiment.execution.mesh, jax.devices())),
         pytest.raises(UserError, match="data.store: .* has digest 000000000000, but checkpoint 12"),
     ):
-        checkpoint.restore_newest(workdir, experiment, origin)
+        checkpoint.restore_newest(workdir, None, experiment, origin)

@@ -9,7 +9,7 @@ from etils import epath
 from helpers.runs import losses, origin_of
 from llama_jax.data.batches import train_batches
 from llama_jax.data.schedule import Entry, Schedule
-from llama_jax.run import checkpoint
+from llama_jax.run import checkpoint, managers
 from llama_jax.sharding import batch_sharding, make_mesh
 from llama_jax.step import make_eval_step, next_token_loss
 from llama_jax.train import train
@@ -45,7 +45,7 @@ def test_a_resumed_run_follows_the_schedule_of_its_checkpoint(trained, experimen
     skipped = Schedule((Entry(0, 0), Entry(9, 11)))
     mesh = make_mesh(execution.mesh, jax.devices())
     with jax.set_mesh(mesh):
-        restored = checkpoint.restore_newest(workdir, experiment, origin)
+        restored = checkpoint.restore_newest(workdir, None, experiment, origin)
         assert restored is not None
         state, schedule, _ = restored
         assert (int(state.step), schedule) == (9, Schedule())
@@ -55,7 +55,7 @@ def test_a_resumed_run_follows_the_schedule_of_its_checkpoint(trained, experimen
         eval_step = make_eval_step(next_token_loss(execution))
         loss, targets = eval_step(state.params, state.frozen, one)
         shutil.rmtree(workdir / "checkpoints/9")
-        with checkpoint.open_manager(workdir, experiment.upkeep) as manager:
+        with managers.open_manager(workdir, experiment.upkeep) as manager:
             checkpoint.save(manager, state, experiment, skipped, origin)
     assert checkpoint.read_meta(workdir, 9).schedule == skipped
     train(experiment, workdir, accept_changes=False)

@@ -39,7 +39,7 @@ from llama_jax.formats.weights import Weights
 from llama_jax.loading import override
 from llama_jax.model import Llama
 from llama_jax.place import absolute
-from llama_jax.run import checkpoint
+from llama_jax.run import checkpoint, managers
 from llama_jax.run.checkpoint import Origin, damaged
 from llama_jax.run.fingerprint import PIECE, fingerprint_of
 from llama_jax.run.workdir import (
@@ -200,7 +200,7 @@ def write(weights: Weights, out: Path, dtype: str, experiment: Experiment) -> No
     workdir, cfg = epath.Path(out), weights.cfg
     if weights.tokenizer is not None:
         write_whole(workdir / vocabularies.file_name(weights.tokenizer), weights.tokenizer)
-    with checkpoint.os_errors(workdir):
+    with managers.os_errors(workdir):
         arrays = create(workdir, experiment)
     fingerprints = dict.fromkeys(arrays, 0)
     for parameter in parameters(cfg):
@@ -208,7 +208,7 @@ def write(weights: Weights, out: Path, dtype: str, experiment: Experiment) -> No
         values = _values(weights, parameter)
         write_array(arrays[role] if layer is None else arrays[role][layer], values)
         fingerprints[role] += fingerprint_of(values, (layer or 0) * values.size)
-    with checkpoint.os_errors(workdir):
+    with managers.os_errors(workdir):
         finish(workdir, experiment, {NAMES[role]: n % 2**32 for role, n in fingerprints.items()})
     write_whole(config_file(workdir), to_json(experiment))
 
@@ -299,7 +299,7 @@ def write_array(array: ts.TensorStore, values: np.ndarray) -> None:
             slice(i * c, min((i + 1) * c, n))
             for i, c, n in zip(position, chunk, array.shape, strict=True)
         )
-        with checkpoint.os_errors(epath.Path(files.base.path)):
+        with managers.os_errors(epath.Path(files.base.path)):
             array[box].write(np.ascontiguousarray(values[box])).result()
 
 

@@ -22,6 +22,9 @@ SECONDS_BETWEEN_REMARKS = 600.0  # about a process that is slow
 SILENCE = 30.0  # seconds without one, after which a process counts as gone
 SLOW = 0.1  # seconds of a step that are worth a remark
 GRACE = 5.0  # seconds in which what went wrong may show on this process, too
+# Seconds that process 0 stays for the others to say why they end: without its coordination
+# service, XLA ends them with a page of C++.
+FAREWELL = 5.0
 
 
 class Pod:
@@ -40,10 +43,14 @@ class Pod:
         self.remarked = 0.0
         self.left = threading.Event()  # this process has
         self.lock = threading.Lock()  # one speaks at a time
+        self.ending = threading.Lock()  # taken for ever by whoever says why
+        self.listeners: list[threading.Thread] = []
 
     def __enter__(self) -> "Pod":
         for index in self.lines:
-            threading.Thread(target=self._listen, args=(index,), daemon=True).start()
+            listener = threading.Thread(target=self._listen, args=(index,), daemon=True)
+            self.listeners.append(listener)
+            listener.start()
         threading.Thread(target=self._beat, daemon=True).start()
         return self
 
@@ -56,7 +63,7 @@ class Pod:
         else:
             known = isinstance(exception, Exception) and str(exception).partition("\n")[0]
             reason = known or kind.__name__
-            self._say("gone", f"{self.who[self.index]} ended: {reason}")
+            self._say("failed", f"{self.who[self.index]} ended: {reason}")
         for _, connection in self.lines.values():
             connection.close()
 
@@ -129,8 +136,10 @@ class Pod:
                         return
                     if word == "here" and rest:
                         self.pace[index] = int(rest[0]), float(rest[1]), str(rest[2])
-                    if word == "gone":
+                    if word == "failed":
                         self._end(str(rest[0]), index, GRACE)
+                    if word == "gone":
+                        self._end(str(rest[0]), index, 0.0)
                     if word == "hung":
                         self._hang(str(rest[0]), index)
             reason = "it was killed, or its machine was"
@@ -142,8 +151,15 @@ class Pod:
 
     def _end(self, reason: str, heard_of: int | None, grace: float) -> None:
         """Tell the others, and end this process, unless it leaves in time."""
-        if self.left.is_set():
+        if self.left.is_set() or not self.ending.acquire(blocking=False):
             return
-        self._say("gone", reason, but=heard_of)
+        self._say("failed" if grace else "gone", reason, but=heard_of)
         if not self.left.wait(grace):
-            end(reason)
+            end(reason, self._see_off)
+
+    def _see_off(self) -> None:
+        """Wait, on process 0, until the others have ended."""
+        until = time.monotonic() + FAREWELL
+        for listener in self.listeners if self.index == 0 else ():
+            if listener is not threading.current_thread():
+                listener.join(max(0.0, until - time.monotonic()))

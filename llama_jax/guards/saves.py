@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from llama_jax.config import Upkeep
 from llama_jax.hosts import gather, this_process, together
 from llama_jax.run import checkpoint
 
@@ -27,16 +26,19 @@ class Saves:
     def __init__(
         self,
         manager: ocp.CheckpointManager,
-        upkeep: Upkeep,
+        every: int,
         step: int,
         trouble: Callable[[str, str], None],
         feed: Callable[[], None],
+        local: bool = False,
     ):
-        """step: of the newest whole checkpoint, or 0. trouble: tells of a failure, see Monitor.
-        feed: keeps the watchdog quiet while a slow save is waited for."""
+        """every: so many steps a save is due. step: of the newest whole checkpoint, or 0.
+        trouble: tells of a failure, see Monitor. feed: keeps the watchdog quiet while a slow save
+        is waited for. local: on the hosts' own disks, where a failure never ends a run."""
+        self.local = local
         self.manager, self.trouble, self.feed, self.good = manager, trouble, feed, step
-        self.retry = max(1, upkeep.checkpoint_every // 10)  # steps
-        self.most_at_risk = 2 * upkeep.checkpoint_every
+        self.retry = max(1, every // 10)  # steps
+        self.most_at_risk = 2 * every
         self.step: int | None = None  # of a save whose outcome is not known to all
         self.writing: threading.Thread | None = None
         self.reason: str | None = None  # why it failed on this process
@@ -100,13 +102,16 @@ class Saves:
             return True
         at_risk = step - self.good
         what = f"step {self.step}: could not be saved: {failed[0]}"
-        if last or at_risk >= self.most_at_risk:
+        if self.local:
+            self.trouble("local save", f"{what}; those of the workdir go on")
+        elif last or at_risk >= self.most_at_risk:
             raise OSError(f"{what}; {at_risk} steps are at risk")
-        self.trouble(
-            "save",
-            f"{what}; {at_risk} steps are at risk; it is tried again every {self.retry} steps, and "
-            f"training ends when {self.most_at_risk} are",
-        )
+        else:
+            self.trouble(
+                "save",
+                f"{what}; {at_risk} steps are at risk; it is tried again every {self.retry} steps, "
+                f"and training ends when {self.most_at_risk} are",
+            )
         self.step = None
         self.manager.reload()  # which has counted it
         return False

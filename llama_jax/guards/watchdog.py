@@ -39,11 +39,15 @@ class Watchdog:
                 return
 
 
-def end(reason: str) -> None:
-    """End this process, whatever its main thread waits for: a collective does so for ever."""
+def end(reason: str, see_off: Callable[[], None] = lambda: None) -> None:
+    """End this process, whatever its main thread waits for: a collective does so for ever.
+
+    see_off: is called once the reason is printed.
+    """
     remedy = "the same command on every host goes on from the newest checkpoint"
     with contextlib.suppress(OSError):  # of a terminal that is gone
         print(f"llama-jax train: {reason}; {remedy}", file=sys.stderr, flush=True)
+    see_off()
     os._exit(STATUS)
 
 

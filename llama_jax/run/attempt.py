@@ -101,3 +101,14 @@ class Attempt:
         """Write the record for the last time: what comes is no part of the run."""
         self.write()
         self.path = None
+
+
+def first_began(workdir: epath.Path, attempt: Attempt) -> float:
+    """Return when the first attempt at a run began, which tells it from others: it may be `attempt`
+    itself."""
+    directory = attempts_dir(workdir)
+    records = sorted(directory.glob("*.json")) if directory.exists() else []
+    for path in records:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            return float(json.loads(path.read_text())["began"])
+    return attempt.began

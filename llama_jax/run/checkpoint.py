@@ -7,16 +7,14 @@ array that comes back with another fingerprint is not what was saved.
 
 import contextlib
 import dataclasses
-import errno
+import functools
 import gc
 import hashlib
 import itertools
 import json
 import logging
-import re
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from llama_jax.config import Experiment, ModelConfig, Upkeep, UserError
+from llama_jax.config import Experiment, ModelConfig, UserError
 from llama_jax.data import tokenizer
 from llama_jax.data.schedule import Entry, Schedule
 from llama_jax.experiment import OtherSchema, from_json, to_json
@@ -33,6 +31,8 @@ from llama_jax.hosts import gather, together
 from llama_jax.model import Llama, by_name, param_shapes
 from llama_jax.place import absolute
 from llama_jax.run.fingerprint import fingerprints
+from llama_jax.run.local_checkpoints import common_steps, keep_only
+from llama_jax.run.managers import os_errors
 from llama_jax.run.workdir import (
     checkpoints_dir,
     damaged_dir,
@@ -89,51 +89,6 @@ class Meta:
         return not self.origin.data_digest
 
 
-@contextlib.contextmanager
-def open_manager(workdir: epath.Path, upkeep: Upkeep) -> Iterator[ocp.CheckpointManager]:
-    """Yield what saves in the background, and wait for the last save at the end. Raises OSError."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=upkeep.keep_last,
-        keep_period=upkeep.keep_every,
-        enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,
-    )
-    directory = absolute(checkpoints_dir(workdir))
-    with os_errors(directory):
-        manager = ocp.CheckpointManager(directory, options=options)
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda found: _is_of_a_failed_save(found.exc_value) or hook(found)
-    try:
-        yield manager
-    finally:
-        with os_errors(directory):
-            manager.close()
-        sys.unraisablehook = hook
-
-
-def _is_of_a_failed_save(e: BaseException | None) -> bool:
-    """Say whether a thread of TensorStore reports to a save that was given up."""
-    return isinstance(e, RuntimeError) and str(e) == "Event loop is closed"
-
-
-@contextlib.contextmanager
-def os_errors(path: epath.Path) -> Iterator[None]:
-    """Have what orbax and TensorStore raise in the block, which writes, be OSErrors of one line.
-
-    path: that they name if there is no other.
-    """
-    try:
-        yield
-    except Exception as e:  # a full disk is a ValueError of TensorStore, for one
-        if isinstance(e, OSError) and e.filename:
-            raise
-        text = (str(e).splitlines() or [type(e).__name__])[0].partition(" [")[0]
-        found = re.search(r'.*"(/[^"]*)": (.*)', text)  # the innermost file and its reason
-        file, reason = found.groups() if found else (str(path), text)
-        code = re.search(r"os_error_code='(\d+)'", str(e))
-        raise OSError(int(code[1]) if code else errno.EIO, reason, file) from e
-
-
 def save(
     manager: ocp.CheckpointManager,
     state: TrainState,
@@ -150,8 +105,8 @@ def save(
     step = int(jax.device_get(state.step))
     found = fingerprints(model) | fingerprints(optimizer)
     items = ocp.args.Composite(
-        model=ocp.args.StandardSave(model, save_args=layer_chunks(model)),
-        optimizer=ocp.args.StandardSave(optimizer),
+        model=ocp.args.PyTreeSave(model, save_args=layer_chunks(model)),
+        optimizer=ocp.args.PyTreeSave(optimizer),
         meta=ocp.args.JsonSave(meta_json(step, experiment, schedule, origin, found)),
     )
     with os_errors(manager.directory):
@@ -282,13 +237,15 @@ def start(experiment: Experiment, origin: Origin, params: Llama) -> tuple[TrainS
 
 
 def restore_newest(
-    workdir: epath.Path, experiment: Experiment, origin: Origin
+    workdir: epath.Path, local: epath.Path | None, experiment: Experiment, origin: Origin
 ) -> tuple[TrainState, Schedule, Origin] | None:
     """Return the newest state that can be read, its schedule and its origin; None where nothing was
     saved. An imported model gets a new optimizer.
 
-    Damaged checkpoints are named in a warning and moved to WORKDIR/damaged. Raises UserError if
-    there are checkpoints and none can be read, or if it has another origin.
+    local: where this run has checkpoints on the hosts' own disks, if it does; those that were not
+    taken are deleted. Damaged checkpoints of the workdir are named in a warning and moved to
+    WORKDIR/damaged. Raises UserError if there are checkpoints and none can be read, or if it has
+    another origin.
     """
     if checkpoints_dir(workdir).exists():
         for path in checkpoints_dir(workdir).iterdir():
@@ -296,8 +253,8 @@ def restore_newest(
                 log.warning("checkpoint %s was not finished; ignored", path)
     damaged: dict[int, DamagedCheckpoint] = {}
 
-    def check(step: int) -> Meta:
-        meta = read_meta(workdir, step)
+    def check(place: epath.Path, step: int) -> Meta:
+        meta = read_meta(place, step)
         check_tokenizer(workdir, meta, experiment)
         if not meta.imported and meta.origin.data_digest != origin.data_digest:
             raise UserError(
@@ -307,18 +264,24 @@ def restore_newest(
             )
         return meta
 
-    for step in reversed(gather(steps(workdir))[0]):
+    found = [(step, workdir) for step in gather(steps(workdir))[0]]
+    if local is not None:
+        found += [(step, local) for step in common_steps(local) if (step, workdir) not in found]
+    for step, place in sorted(found, key=lambda it: it[0], reverse=True):
         try:
-            meta = together(lambda step=step: check(step), DamagedCheckpoint, UserError)
+            call = functools.partial(check, place, step)
+            meta = together(call, DamagedCheckpoint, UserError)
             if meta.imported:
-                params = restore_model(workdir, step, experiment)
+                params = restore_model(place, step, experiment)
                 state, origin = start(experiment, origin, params)
             else:
-                state, origin = restore_state(workdir, step, experiment), meta.origin
+                state, origin = restore_state(place, step, experiment), meta.origin
         except DamagedCheckpoint as e:
-            damaged[step] = e
+            if place == workdir:
+                damaged[step] = e
             log.warning("%s; skipped", e)
             continue
+        keep_only(local, step if place == local else None)
         if jax.process_index() == 0:
             for bad in damaged:
                 aside = damaged_dir(workdir)

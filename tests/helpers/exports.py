@@ -21,7 +21,7 @@ from llama_jax.formats.convert import import_model
 from llama_jax.formats.parameters import NAMES, shapes
 from llama_jax.loading import load, override
 from llama_jax.model import Llama
-from llama_jax.run import checkpoint
+from llama_jax.run import checkpoint, managers
 from llama_jax.run.workdir import steps
 from llama_jax.sharding import make_mesh
 from llama_jax.step import init_state
@@ -59,7 +59,7 @@ def save_random(cfg: ModelConfig, workdir: Path) -> None:
         ):
             norm.scale_D[...] += 0.2 * jax.random.normal(keys.params(), norm.scale_D.shape)
         model = jax.tree.map(lambda w: w.astype("bfloat16").astype("float32"), state.params)
-        with checkpoint.open_manager(epath.Path(workdir), experiment.upkeep) as manager:
+        with managers.open_manager(epath.Path(workdir), experiment.upkeep) as manager:
             state = dataclasses.replace(state, params=model)
             checkpoint.save(manager, state, experiment, Schedule(), checkpoint.Origin())
 

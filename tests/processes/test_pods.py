@@ -123,6 +123,39 @@ def test_a_checkpoint_that_one_cannot_read_is_no_checkpoint_for_all(
     np.testing.assert_allclose(list(losses(workdir).values()), list(losses(trained).values()), 1e-5)
 
 
+def test_a_pod_goes_on_from_the_newest_checkpoint_that_is_on_all_its_disks(
+    experiment_file, tmp_path
+):
+    workdir, disks = tmp_path / "run", [tmp_path / "a", tmp_path / "b"]
+    sets = ("run.num_steps=40", "upkeep.eval_every=40", "upkeep.checkpoint_every=40")
+    arguments = [argument for text in sets for argument in ("--set", text)]
+
+    def start() -> list[subprocess.Popen[str]]:
+        a, b = (("--set", f"upkeep.local_dir={disk}") for disk in disks)
+        often = ("--set", "upkeep.local_every=4")
+        train = ("train", experiment_file, "--workdir", workdir, *arguments, *often)
+        return start_pod(*train, *a, of_second=b)
+
+    def kept(disk: Path) -> list[int]:
+        return [step for run in disk.glob("*") for step in steps(epath.Path(run))]
+
+    pod = start()
+    while not all(len(kept(disk)) == 2 for disk in disks):
+        assert pod[0].poll() is None
+    for process in pod:
+        process.kill()
+        process.communicate()
+    assert steps(epath.Path(workdir)) == []
+    of_both = sorted({*kept(disks[0])} & {*kept(disks[1])})
+    (run,) = disks[1].iterdir()
+    shutil.rmtree(run / f"checkpoints/{of_both[-1]}")
+    printed = [process.communicate()[0] for process in start()]
+    record = json.loads((workdir / "attempts/0002.json").read_text())
+    left = of_both[-2] if len(of_both) == 2 else 0
+    assert record["first_step"] == left and steps(epath.Path(workdir)) == [40], printed
+    assert list(losses(workdir)) == list(range(1, 41))
+
+
 WORKER = """
 import itertools, json, sys
 import jax, numpy as np
