@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 
 from llama_jax.attention import check_platform
@@ -225,8 +224,8 @@ def say_it_is_trained(workdir: epath.Path, step: int, num_steps: int) -> None:
 
 
 def tiers(
-    manager: ocp.CheckpointManager,
-    local_manager: ocp.CheckpointManager | None,
+    manager: managers.Manager,
+    local_manager: managers.Manager | None,
     upkeep: Upkeep,
     start: int,
     monitor: Monitor,

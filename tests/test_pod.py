@@ -27,6 +27,7 @@ def ended(monkeypatch) -> Iterator[Callable[[int], list[int]]]:
     monkeypatch.setattr(pod, "SILENCE", 1.0)
     monkeypatch.setattr(pod, "GRACE", 0.5)
     monkeypatch.setattr(pod, "BEAT", 0.1)
+    monkeypatch.setattr(pod, "FAREWELL", 0.1)  # as nobody's line is closed by his end
 
     def wait(count: int) -> list[int]:
         for _ in range(count):

@@ -8,7 +8,6 @@ import time
 from typing import Any, NoReturn
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 
 from llama_jax.config import Experiment
@@ -22,11 +21,11 @@ from llama_jax.guards.watchdog import Watchdog, end, print_stacks
 from llama_jax.hosts import gather
 from llama_jax.model import by_name
 from llama_jax.progress import Progress, duration
-from llama_jax.run import checkpoint
 from llama_jax.run.attempt import Attempt
 from llama_jax.run.fingerprint import not_finite
 from llama_jax.run.goodput import goodput_table, plot_goodput, read_attempts
 from llama_jax.run.loss_figure import plot_losses
+from llama_jax.run.managers import Manager
 from llama_jax.run.metrics import Writer
 from llama_jax.run.workdir import (
     checkpoints_dir,
@@ -53,7 +52,7 @@ class Monitor:
         schedule: Schedule,
         start: int,
         step_flops: int,
-        manager: ocp.CheckpointManager,
+        manager: Manager,
         attempt: Attempt,
         spikes: Spikes,
         pod: Pod | None,
@@ -180,7 +179,7 @@ class Monitor:
         """Raise RollBack if that is what run.on_spike says, else Diverged."""
         if self.run.on_spike == "roll_back":
             with contextlib.suppress(OSError):  # the one before is there
-                checkpoint.wait(self.manager)
+                self.manager.wait()
             newest = (gather(steps(self.workdir))[0] or [0])[-1]
             after = self.schedule.batch(step - 1) + 1
             text = f"step {step}: {found}"
@@ -225,7 +224,7 @@ class Monitor:
     def explain(self, step: int, found: str) -> str:
         rows = self.list_rows(step)
         with contextlib.suppress(OSError):
-            checkpoint.wait(self.manager)
+            self.manager.wait()
         saved = steps(self.workdir)
         kept = (
             f"checkpoint {saved[-1]} is the last good one"

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from llama_jax.hosts import gather, this_process, together
 from llama_jax.run import checkpoint
+from llama_jax.run.managers import Manager
 
 LAST_TRIES = 3  # of what is saved at the end, before which nobody can mend anything
 PAUSE = 5.0  # seconds between these
@@ -25,7 +25,7 @@ class Saves:
 
     def __init__(
         self,
-        manager: ocp.CheckpointManager,
+        manager: Manager,
         every: int,
         step: int,
         trouble: Callable[[str, str], None],
@@ -82,7 +82,7 @@ class Saves:
     def _wait(self) -> None:
         if self.reason is None:
             try:
-                checkpoint.wait(self.manager)
+                self.manager.wait()
             except OSError as e:
                 self.reason = str(e) if jax.process_count() == 1 else f"{this_process()}: {e}"
 
@@ -113,5 +113,5 @@ class Saves:
                 f"and training ends when {self.most_at_risk} are",
             )
         self.step = None
-        self.manager.reload()  # which has counted it
+        together(self.manager.renew, OSError)
         return False

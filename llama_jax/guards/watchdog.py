@@ -46,7 +46,9 @@ def end(reason: str, see_off: Callable[[], None] = lambda: None) -> None:
     """
     remedy = "the same command on every host goes on from the newest checkpoint"
     with contextlib.suppress(OSError):  # of a terminal that is gone
-        print(f"llama-jax train: {reason}; {remedy}", file=sys.stderr, flush=True)
+        # In one piece, as other processes may have the same terminal.
+        sys.stderr.write(f"llama-jax train: {reason}; {remedy}\n")
+        sys.stderr.flush()
     see_off()
     os._exit(STATUS)
 

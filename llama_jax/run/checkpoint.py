@@ -32,7 +32,7 @@ from llama_jax.model import Llama, by_name, param_shapes
 from llama_jax.place import absolute
 from llama_jax.run.fingerprint import fingerprints
 from llama_jax.run.local_checkpoints import common_steps, keep_only
-from llama_jax.run.managers import os_errors
+from llama_jax.run.managers import Manager
 from llama_jax.run.workdir import (
     checkpoints_dir,
     damaged_dir,
@@ -90,7 +90,7 @@ class Meta:
 
 
 def save(
-    manager: ocp.CheckpointManager,
+    manager: Manager,
     state: TrainState,
     experiment: Experiment,
     schedule: Schedule,
@@ -109,14 +109,7 @@ def save(
         optimizer=ocp.args.PyTreeSave(optimizer),
         meta=ocp.args.JsonSave(meta_json(step, experiment, schedule, origin, found)),
     )
-    with os_errors(manager.directory):
-        manager.save(step, args=items)
-
-
-def wait(manager: ocp.CheckpointManager) -> None:
-    """Wait for the save in the background. Raises OSError."""
-    with os_errors(manager.directory):
-        manager.wait_until_finished()
+    manager.save(step, items)
 
 
 def meta_json(
