@@ -34,7 +34,7 @@ def test_a_run_goes_on_from_the_newest_of_both(often, trained, tmp_path, caplog)
         """Train to the end as if the last save had not been; return from where on."""
         shutil.rmtree(checkpoints_dir(workdir) / str(NUM_STEPS), ignore_errors=True)
         train(often, workdir, accept_changes=False)
-        assert fingerprints(workdir) == fingerprints(trained)
+        assert fingerprints(Path(workdir)) == fingerprints(trained)
         records = (json.loads(p.read_text()) for p in sorted(workdir.glob("attempts/*.json")))
         return [record["first_step"] for record in records][-1]
 

@@ -52,6 +52,8 @@ def common_steps(directory: epath.Path) -> list[int]:
 
 def keep_only(directory: epath.Path | None, step: int | None) -> None:
     """Delete this host's local checkpoints but one; None: all of them."""
-    for found in steps(directory) if directory else ():
+    if directory is None:
+        return
+    for found in steps(directory):
         if found != step:
             shutil.rmtree(checkpoints_dir(directory) / str(found), ignore_errors=True)
