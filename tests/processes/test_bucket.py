@@ -201,6 +201,22 @@ def test_a_second_process_is_refused_and_a_failing_bucket_ends_the_first(experim
     assert found == list(range(1, len(found) + 1)) and len(found) >= newest
 
 
+def test_a_bucket_that_refuses_for_a_while_costs_nothing(experiment, storage):
+    workdir = f"gs://{BUCKET}/a_while"
+    sets = ("run.num_steps=300", "upkeep.eval_every=300", "upkeep.checkpoint_every=100")
+    arguments = [argument for text in sets for argument in ("--set", text)]
+    with started("train", experiment, "--workdir", workdir, *arguments) as run:
+        wait_until(lambda: 100 in steps(epath.Path(workdir)), run)
+        assert run.stdout is not None
+        with refusing(storage, BUCKET):
+            said = [next(line for line in run.stdout if "could not be saved" in line)]
+        said += run.stdout
+        assert run.wait() == 0, said
+    assert "step 200: could not be saved" in said[0] and "again every 10 steps" in said[0]
+    assert 300 in steps(epath.Path(workdir))
+    assert list(losses(epath.Path(workdir))) == list(range(1, 301))
+
+
 def test_a_pod_trains_into_a_bucket(straight, experiment):
     workdir = f"gs://{BUCKET}/pod"
     pod = start_pod("train", experiment, "--workdir", workdir)
