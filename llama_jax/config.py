@@ -118,7 +118,11 @@ class DataConfig:
     """What is read, and in which order: global batch n depends on these fields and on n alone."""
 
     mixture: tuple[tuple[str, float], ...] = LLAMA_MIXTURE  # (seqio Task, share of tokens)
-    corpus: str = "embedded"  # or a directory: CORPUS/SOURCE/{train,validation}*.jsonl[.gz|.xz]
+    corpus: str = "embedded"  # or a directory: CORPUS/SOURCE/{train,validation}*
+    # Sources that lie elsewhere, or with their text in another column than "text": (source, where,
+    # column), see docs/data.md.
+    sources: tuple[tuple[str, str, str], ...] = ()
+    held_out: float = 0.001  # share of the documents of a source that has no validation files
     tokenizer: str = "embedded"  # or the path of a tokenizer.model or tokenizer.json
     store: str  # directory of the token store that `llama-jax cache` writes
     seq_len: int = 2048  # tokens in a row

@@ -23,8 +23,11 @@ from llama_jax.config import (
 
 SCHEMA = 1  # of an experiment in JSON; counts up when a field is renamed, moved or removed
 IDENTITY = ("model", "data", "optimizer", "run", "init")  # what a result depends on
-# But not on where these lie: what is in them is compared, by digest.
-PLACES = ("data.corpus", "data.tokenizer", "data.store", "upkeep.local_dir")
+# But not on where these lie, and how they are read: what is in them is compared, by digest.
+PLACES = (
+    *("data.corpus", "data.sources", "data.held_out", "data.tokenizer", "data.store"),
+    "upkeep.local_dir",
+)
 
 
 class OtherSchema(UserError):
@@ -176,6 +179,11 @@ def _data_checks(data: DataConfig) -> Iterator[Check]:
     yield all(r > 0 for r in rates), "data.mixture", rates, "rates above 0"
     total = f"rates that sum to {sum(rates):g}"
     yield abs(sum(rates) - 1) < 1e-6, "data.mixture", total, "1"
+    placed = [name for name, _, _ in data.sources]
+    for name in placed:
+        yield _one_of("data.sources", name, names)
+    yield len(set(placed)) == len(placed), "data.sources", placed, "each source once"
+    yield data.held_out < 1, "data.held_out", data.held_out, "less than 1"
 
 
 def _optimizer_checks(optimizer: OptimizerConfig, num_steps: int) -> Iterator[Check]:

@@ -127,8 +127,8 @@ def tiny_data(tiny_corpus, tmp_path_factory) -> DataConfig:
 
 def _head(source: str, split: str, num_bytes: int) -> list[str]:
     """Documents of the embedded corpus, each cut to 5000 characters, of num_bytes at least."""
-    (path,) = documents.files(DataConfig(store="", batch_size=1), source, split)
-    texts = [text[:5000] for text in itertools.islice(documents.read(path), num_bytes // 100)]
+    (part,) = documents.parts(DataConfig(store="", batch_size=1), source, split)
+    texts = [text[:5000] for text, _ in itertools.islice(documents.read(part), num_bytes // 100)]
     sizes = itertools.accumulate(len(text.encode()) for text in texts)
     return texts[: 1 + next(i for i, size in enumerate(sizes) if size >= num_bytes)]
 

@@ -123,8 +123,8 @@ def test_a_store_is_written_with_it_and_a_held_out_loss_computed(model, tmp_path
     peer, ours = peer_of(model), opened.vocabulary
     documents_of = [
         [ours.bos_id, *peer.encode(text, add_special_tokens=False).ids, ours.eos_ids[0]]
-        for path in documents.files(data, "essays", "validation")
-        for text in documents.read(path)
+        for part in documents.parts(data, "essays", "validation")
+        for text, _ in documents.read(part)
     ]
     tokens, order, start = all_tokens(data, "essays", "validation").tolist(), [], 0
     while start < len(tokens):

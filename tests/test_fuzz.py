@@ -80,7 +80,13 @@ def usual(verb: str, directory: Path, run: Path) -> list[str]:
         "train": [QUICKSTART, "--set", f"optimizer.warmup_steps={2**31 - 1}", *nowhere],
         "show": [QUICKSTART],
         "plan": [QUICKSTART, "--slice", "h100:8"],
+        "prepare": ["c4", "--input", f"{directory}/none", "--output", f"{directory}/out"],
+        "quality": [
+            *("classifier", "--references", f"{directory}/none", "--pages", f"{directory}/none"),
+            *("--models", f"{directory}/out"),
+        ],
         "cache": [QUICKSTART, *nowhere],
+        "data": [QUICKSTART, "--step", "3", *nowhere],
         "tokenizer": [QUICKSTART, "--vocab-size", "300", "--out", f"{directory}/none/x", *nowhere],
         "evaluate": [str(run), *no_tokenizer],
         "sample": [str(run), "--prompt", "a", *no_tokenizer],
@@ -104,9 +110,18 @@ def hostile(
     """Yield wrong command lines of a verb: values of its options and fields, files, and words."""
     rng = random.Random(verb)
     base = usual(verb, directory, run)
-    options = _options(verb)
+    options = _options(verb, base[0])
     names = [name for name, *_ in fields(load(QUICKSTART))]
-    writes = ("--out", "--figure", "--workdir", "--shard", "--jobs", "--workers", "--multihost")
+    writes = (
+        "--out",
+        "--output",
+        "--figure",
+        "--workdir",
+        "--shard",
+        "--jobs",
+        "--workers",
+        "--multihost",
+    )
     for _ in range(cases):
         yield [rng.choice(odd), *base[1:]]
         option = rng.choice(["--frob", *(o for o in options if o not in writes)])
@@ -116,15 +131,16 @@ def hostile(
         yield rng.sample([*base[1:2], *options, *VALUES], k=rng.randint(0, 3))
 
 
-def _options(verb: str) -> list[str]:
-    """Return the options of a verb that take a value, as its parser has them."""
+def _options(verb: str, kind: str) -> list[str]:
+    """Return the options of a verb, or of one kind of it, that take a value, as its parser has
+    them."""
     (verbs,) = (
         a for a in door.parser([verb])._actions if isinstance(a, argparse._SubParsersAction)
     )
     actions = list(verbs.choices[verb]._actions)
     for action in verbs.choices[verb]._actions:
-        if isinstance(action, argparse._SubParsersAction):  # of `pod`, whose usual one is create
-            actions += action.choices["create"]._actions
+        if isinstance(action, argparse._SubParsersAction):
+            actions += action.choices[kind]._actions
     return [a.option_strings[0] for a in actions if a.option_strings and a.nargs != 0]
 
 
@@ -140,6 +156,6 @@ def test_what_is_wrong_is_said_in_a_line(verb, cli, odd, runs, tmp_path, monkeyp
         assert done.returncode in (0, 1, 2), case
         assert "Traceback" not in done.stderr + done.stdout, case
         if done.returncode == 2:
-            assert re.match(f"llama-jax {verb}( create)?: ", done.stderr), case
+            assert re.match(f"llama-jax {verb}( create| classifier)?: ", done.stderr), case
             assert done.stderr.count("\n") == 1 and done.stderr[:-1].isprintable(), case
         assert not list(here.iterdir()), case

@@ -197,8 +197,8 @@ def test_store_holds_every_token_of_every_document(tiny_data):
         for split in store.SPLITS:
             expected = collections.Counter(
                 (BOS, *vocabulary.encode(text), EOS)
-                for path in documents.files(tiny_data, source, split)
-                for text in documents.read(path)
+                for part in documents.parts(tiny_data, source, split)
+                for text, _ in documents.read(part)
             )
             tokens = all_tokens(tiny_data, source, split)
             found = np.split(tokens, np.flatnonzero(tokens == BOS)[1:])

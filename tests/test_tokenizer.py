@@ -2,11 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sentencepiece
 
+from helpers.foreign_tokenizers import FOREIGN, foreign_model
 from helpers.stores import write_jsonl
 from llama_jax.config import DataConfig, UserError
 from llama_jax.data import documents, tokenizer, tokenizer_training
@@ -39,7 +39,7 @@ def test_tokenizer_training_is_deterministic_and_follows_the_mixture(tiny_data):
         return tokenizer_training.train(data, vocab_size=512, max_bytes=300_000)
 
     assert model(tiny_data.mixture) == Path(tiny_data.tokenizer).read_bytes()
-    code = next(documents.read(documents.files(tiny_data, "github", "validation")[0]))
+    code = next(documents.read(documents.parts(tiny_data, "github", "validation")[0])).text
     lengths = [
         len(sentencepiece.SentencePieceProcessor(model_proto=model(mixture)).encode(code))
         for mixture in (
@@ -139,6 +139,22 @@ def test_a_source_without_text_trains_no_tokenizer(tmp_path):
         tokenizer_training.train(data, vocab_size=300, max_bytes=1000)
 
 
+TOO_LITTLE = {
+    "a document of NUL bytes": ["\0" * 10_000],
+    "one character over and over": ["a" * 10_000],
+    "few words": ["the quick brown fox"] * 10,
+}
+
+
+@pytest.mark.parametrize("kind", TOO_LITTLE)
+def test_text_that_has_too_few_pieces_is_said_in_a_line(tmp_path, capfd, kind):
+    data = corpus(tmp_path, TOO_LITTLE[kind])
+    with pytest.raises(UserError, match=r"got 400, but the text gives \d+ pieces") as error:
+        tokenizer_training.train(data, vocab_size=400, max_bytes=10_000)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""  # of SentencePiece's own
+
+
 def test_a_tokenizer_that_cannot_be_written_leaves_what_was_there(cli, tmp_path, experiment_file):
     (tmp_path / "file").write_text("not a directory")
     done = cli(
@@ -157,25 +173,8 @@ def foreign(directory: Path, **settings) -> DataConfig:
     """A corpus, and a tokenizer trained with other settings than LLaMA's."""
     data = corpus(directory, ["the quick brown fox " * 10])
     write_jsonl(directory / "mine/validation.jsonl", ["the dog"])
-    changed: dict[str, Any] = tokenizer_training.SETTINGS | {"vocab_size": 300} | settings
-    with open(directory / "foreign.model", "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(["the quick brown fox jumps over a lazy dog"]),
-            model_writer=file,
-            minloglevel=2,
-            **changed,
-        )
+    (directory / "foreign.model").write_bytes(foreign_model(**settings))
     return dataclasses.replace(data, tokenizer=str(directory / "foreign.model"))
-
-
-FOREIGN = {
-    "model_type": {"model_type": "unigram", "hard_vocab_limit": False},
-    "byte_fallback": {"byte_fallback": False, "vocab_size": 40},
-    "precompiled_charsmap": {"normalization_rule_name": "nmt_nfkc"},
-    "add_dummy_prefix": {"add_dummy_prefix": False},
-    "treat_whitespace_as_suffix": {"treat_whitespace_as_suffix": True},
-    "user_defined_symbols": {"user_defined_symbols": ["<x>"]},
-}
 
 
 @pytest.mark.parametrize("field", FOREIGN)

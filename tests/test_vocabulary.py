@@ -65,8 +65,8 @@ def corpus_texts() -> list[str]:
     return [
         text[:2000]
         for source, _ in data.mixture
-        for text in itertools.islice(
-            documents.read(documents.files(data, source, "validation")[0]), 20
+        for text, _ in itertools.islice(
+            documents.read(documents.parts(data, source, "validation")[0]), 20
         )
     ]
 

@@ -34,6 +34,8 @@ MEANINGS = {
     "model.compute_dtype": "what is multiplied in; parameters are float32",
     "data.mixture": "share of tokens by source",
     "data.corpus": "the text",
+    "data.sources": "where the text of a source lies, and in which column",
+    "data.held_out": "share of documents held out where there are no validation files",
     "data.tokenizer": "how text becomes tokens",
     "data.seq_len": "tokens that can see each other",
     "data.batch_size": "rows in a step",

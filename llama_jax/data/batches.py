@@ -94,7 +94,7 @@ class TrainRows:
         self.windows = [Windows(data, source, "train") for source, _ in data.mixture]
         orders = [
             grain.MapDataset.range(len(windows))
-            .shuffle(seed=_shuffle_seed(data.seed, windows.source))
+            .shuffle(seed=shuffle_seed(data.seed, windows.source))
             .repeat()
             .map(lambda window, windows=windows: (windows, window))
             for windows in self.windows
@@ -127,7 +127,8 @@ class TrainRows:
         return found
 
 
-def _shuffle_seed(seed: int, source: str) -> int:
+def shuffle_seed(seed: int, source: str) -> int:
+    """Return the seed of the order of a source's windows."""
     # By hash, because Grain shuffles epoch e with seed + e: seeds 0 and 1 would share their orders.
     return int.from_bytes(hashlib.sha256(f"{seed}/{source}".encode()).digest()[:4], "little")
 

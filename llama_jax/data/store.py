@@ -2,13 +2,15 @@
 
     STORE/SOURCE/train-00000/       zarr3 array of token ids, from one shard file of the corpus
     STORE/SOURCE/train-00000.crc32/ zarr3 array with a checksum of each block of these
+    STORE/SOURCE/train-00000.documents/  which document begins where, with checksums beside it, too
     STORE/SOURCE/train-00000.json   what it was made from, and the sha256 of its checksums
     STORE/SOURCE/train.json         the index of the split, written when all its shards are whole
 
 The index vouches for the checksums, which are compared when a split is opened, and they for each
 block, which is compared whenever it is read: what is read is what was written.
 
-STORE is a local path or gs://. `cache.py` writes it; training reads it, without TensorFlow.
+STORE is a local path or gs://. `cache.py` writes it; training reads it, without TensorFlow, and
+`ledger.py` the documents.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ import json
 import os
 import typing
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 import tensorstore as ts
@@ -28,9 +31,9 @@ from llama_jax.place import in_bucket, place
 
 SPLITS = ("train", "validation")
 BLOCK_TOKENS = 2**14  # under one checksum, and the least that is read at a time
-FILE_TOKENS = 2**27
+FILE_TOKENS = 2**25  # written at a time: memory
 TIMEOUT_SECONDS = 60.0  # for an answer of wherever the store is: TensorStore tries for ever
-CACHE_BYTES = 2**27  # per source, mostly for the block indices of its files, 128 kB each
+CACHE_BYTES = 2**27  # per source, mostly for the block indices of its files, 32 kB each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Shard:
     num_documents: int
     num_tokens: int
     sha256: str  # of the checksums of its blocks
+    documents_sha256: str  # of those of its documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,25 +197,47 @@ class Tokens:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _read_shard(self, number: int, start: int, stop: int) -> np.ndarray:
-        """Read whole blocks, as TensorStore does anyway, and cut out what is wanted."""
-        first = start // BLOCK_TOKENS
-        aligned = first * BLOCK_TOKENS
-        end = min(-(-stop // BLOCK_TOKENS) * BLOCK_TOKENS, self.arrays[number].size)
+        path, vocab_size = f"{self.data.store}/{self.paths[number]}", self.index.vocab_size
         try:
-            tokens = self.arrays[number][aligned:end].read().result()
+            wanted = read_checked(path, self.arrays[number], self.checksums[number], start, stop)
         except ValueError as e:
             raise damaged(self.source, e) from e
-        path, found = self.paths[number], block_checksums(tokens)
-        if not np.array_equal(found, self.checksums[number][first : first + len(found)]):
-            span = f"from {aligned} to {end}"
-            self._not_as_written(path, f"holds other tokens than its index, {span}")
-        wanted, vocab_size = tokens[start - aligned : stop - aligned], self.index.vocab_size
         if wanted.max() >= vocab_size:
-            self._not_as_written(path, f"holds token {wanted.max()} of {vocab_size}")
+            self._not_as_written(self.paths[number], f"holds token {wanted.max()} of {vocab_size}")
         return wanted
 
     def _not_as_written(self, path: str, reason: str) -> typing.NoReturn:
         raise damaged(self.source, ValueError(f"{self.data.store}/{path} {reason}"))
+
+
+def read_checked(
+    path: str, array: ts.TensorStore, checksums: np.ndarray, start: int, stop: int
+) -> np.ndarray:
+    """Read whole blocks, as TensorStore does anyway, and cut out what is wanted.
+
+    Raises ValueError naming the file if they are not as their checksums have them.
+    """
+    first = start // BLOCK_TOKENS
+    aligned, end = first * BLOCK_TOKENS, min(-(-stop // BLOCK_TOKENS) * BLOCK_TOKENS, array.size)
+    blocks = array[aligned:end].read().result()
+    found = block_checksums(blocks)
+    if not np.array_equal(found, checksums[first : first + len(found)]):
+        raise ValueError(f"{path} holds other tokens than its index, from {aligned} to {end}")
+    return blocks[start - aligned : stop - aligned]
+
+
+def is_whole(store: str, path: str, sha256: str) -> bool:
+    """Return whether an array is as it was written, by the sha256 of its checksums."""
+    try:
+        opened = [open_array(store, name) for name in (path, f"{path}.crc32")]
+        array, of_all = (future.result() for future in opened)
+        checksums = of_all.read().result()
+        for k in range(0, array.size, FILE_TOKENS):
+            read_checked(path, array, checksums, k, min(k + FILE_TOKENS, array.size))
+    except ValueError:
+        return False
+    whole = len(checksums) == -(-array.size // BLOCK_TOKENS)
+    return whole and hashlib.sha256(checksums.data).hexdigest() == sha256
 
 
 def block_checksums(tokens: np.ndarray) -> np.ndarray:
@@ -242,25 +268,50 @@ def index_path(source: str, split: str) -> str:
 
 def write_tokens(store: str, path: str, tokens: np.ndarray) -> str:
     """Replace one shard of the store by tokens [n], uint16 or uint32. Return its sha256."""
-    checksums = block_checksums(tokens)
-    write_array(store, path, tokens)
-    write_array(store, f"{path}.crc32", checksums)
-    return hashlib.sha256(checksums.data).hexdigest()
+    pieces = (tokens[k : k + FILE_TOKENS] for k in range(0, len(tokens), FILE_TOKENS))
+    return write_pieces(store, path, len(tokens), tokens.dtype, pieces)
 
 
-def write_array(store: str, path: str, tokens: np.ndarray) -> None:
+def write_pieces(
+    store: str, path: str, size: int, dtype: np.dtype, pieces: Iterable[np.ndarray]
+) -> str:
+    """Replace one array and its checksums by pieces of FILE_TOKENS, but for the last, each written
+    before the next is asked for. Return the sha256 of the checksums."""
+    checksums, start = [np.zeros(0, np.uint32)], 0
+    array = _create(store, path, size, dtype)
+    for piece in pieces:
+        _write(store, array[start : start + len(piece)], piece)
+        checksums.append(block_checksums(piece))
+        start += len(piece)
+    of_all = np.concatenate(checksums)
+    write_array(store, f"{path}.crc32", of_all)
+    return hashlib.sha256(of_all.data).hexdigest()
+
+
+def write_array(store: str, path: str, values: np.ndarray) -> None:
     """Replace one array of the store by unsigned ints [n]."""
+    _write(store, _create(store, path, len(values), values.dtype), values)
+
+
+def _create(store: str, path: str, size: int, dtype: np.dtype) -> ts.TensorStore:
     codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     sharding = {"chunk_shape": [BLOCK_TOKENS], "codecs": codecs, "index_codecs": codecs}
     metadata = {
-        "shape": [len(tokens)],
-        "data_type": tokens.dtype.name,
+        "shape": [size],
+        "data_type": dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [FILE_TOKENS]}},
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
     }
     spec = {"driver": "zarr3", "kvstore": _kvstore(store, f"{path}/"), "metadata": metadata}
     try:
-        ts.open(spec, create=True, delete_existing=True).result().write(tokens).result()
+        return ts.open(spec, create=True, delete_existing=True).result()
+    except (ValueError, NotImplementedError) as e:
+        raise _unusable(store, e) from e
+
+
+def _write(store: str, array: ts.TensorStore, values: np.ndarray) -> None:
+    try:
+        array.write(values).result()
     except (ValueError, NotImplementedError) as e:
         raise _unusable(store, e) from e
 

@@ -20,20 +20,27 @@ EMBEDDED = Path(__file__).parent / "tokenizer.model"
 MODEL, JSON = "tokenizer.model", "tokenizer.json"  # the names of a tokenizer's file, by its kind
 
 # Text that tokenizers in use have lost: OpenLLaMA's merged spaces, an earlier one dropped newlines.
-MUST_SURVIVE = (
-    "one  two   three    four",
-    "a\nb\n\n\nc\r\nd\n",
-    "\tif x:\n\t\treturn\ty",
-    "        eight leading spaces",
-    " one trailing space ",
-    "   ",
-    "0123456789 3.14159 1_000_000 2302.13971",
-    "emoji \U0001f999\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
-    "\u4f60\u597d\uff0c\u4e16\u754c \u3053\u3093\u306b\u3061\u306f \uc548\ub155",
-    "\ufb01 \u00bd \u212b e\u0301 \u00e9",  # a Unicode normaliser would change these
-    "control \x01\x02\x07\x1b[0m\x7f \u200b\ufeff",
-    "<s> </s> <unk> <0x0A>",
-)
+MUST_SURVIVE_BY_KIND = {
+    "runs of spaces": (
+        "one  two   three    four",
+        "        eight leading spaces",
+        " one trailing space ",
+        "   ",
+    ),
+    "tabs": ("\tif x:\n\t\treturn\ty",),
+    "line breaks": ("a\nb\n\n\nc\r\nd\n",),
+    "numbers": ("0123456789 3.14159 1_000_000 2302.13971",),
+    "scripts with no pieces": (
+        "emoji \U0001f999\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
+        "\u4f60\u597d\uff0c\u4e16\u754c \u3053\u3093\u306b\u3061\u306f \uc548\ub155",
+        "\U00013080\U00012000 \ua015 \u0710\u1405 \U00010330",
+    ),
+    # A Unicode normaliser would change these.
+    "no normalisation": ("\ufb01 \u00bd \u212b e\u0301 \u00e9",),
+    "control characters": ("control \x01\x02\x07\x1b[0m\x7f \u200b\ufeff",),
+    "marks as text": ("<s> </s> <unk> <0x0A>",),
+}
+MUST_SURVIVE = tuple(text for texts in MUST_SURVIVE_BY_KIND.values() for text in texts)
 
 
 def find(path: str) -> epath.Path:
@@ -230,24 +237,29 @@ def check_kind(model: bytes, where: str) -> None:
 
     model: or a tokenizer.json, of any kind; where: it came from, for the error.
     """
-    if file_name(model) == JSON:
-        return
+    if file_name(model) == MODEL and (differences := unlike_llama(model)):
+        raise UserError(
+            f"{where}: {differences[0]} only; `llama-jax tokenizer` trains one of LLaMA's kind"
+        )
+
+
+def unlike_llama(model: bytes) -> list[str]:
+    """Return "FIELD is THIS, and formats can express LLaMA's THAT" for each difference in kind."""
     from sentencepiece import sentencepiece_model_pb2 as proto  # its classes are made at run time
 
     parsed = proto.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
     trainer, normalizer = parsed.trainer_spec, parsed.normalizer_spec
     user_defined = [p.piece for p in parsed.pieces if p.type == p.USER_DEFINED]
-    for field, got, accepted in (
-        ("model_type", trainer.ModelType.Name(trainer.model_type), "BPE"),
-        ("byte_fallback", trainer.byte_fallback, True),
-        ("precompiled_charsmap", normalizer.precompiled_charsmap, b""),
-        ("add_dummy_prefix", normalizer.add_dummy_prefix, True),
-        ("escape_whitespaces", normalizer.escape_whitespaces, True),
-        ("treat_whitespace_as_suffix", trainer.treat_whitespace_as_suffix, False),
-        ("user_defined_symbols", user_defined, []),
-    ):
-        if got != accepted:
-            raise UserError(
-                f"{where}: {field} is {str(got)[:60]}, and formats can express LLaMA's {accepted} "
-                "only; `llama-jax tokenizer` trains one of LLaMA's kind"
-            )
+    return [
+        f"{field} is {str(got)[:60]}, and formats can express LLaMA's {accepted}"
+        for field, got, accepted in (
+            ("model_type", trainer.ModelType.Name(trainer.model_type), "BPE"),
+            ("byte_fallback", trainer.byte_fallback, True),
+            ("precompiled_charsmap", f"{len(normalizer.precompiled_charsmap):,} bytes", "0 bytes"),
+            ("add_dummy_prefix", normalizer.add_dummy_prefix, True),
+            ("escape_whitespaces", normalizer.escape_whitespaces, True),
+            ("treat_whitespace_as_suffix", trainer.treat_whitespace_as_suffix, False),
+            ("user_defined_symbols", user_defined, []),
+        )
+        if got != accepted
+    ]

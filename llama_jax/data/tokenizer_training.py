@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import sentencepiece
-from etils import epath
 
 from llama_jax.config import DataConfig, UserError
 from llama_jax.data import documents, tokenizer
@@ -54,10 +53,16 @@ def train(data: DataConfig, vocab_size: int, max_bytes: int) -> bytes:
             sentence_iterator=iter(lines),
             model_writer=model,
             vocab_size=vocab_size,
-            minloglevel=1,
+            minloglevel=2,
             **SETTINGS,
         )
     except RuntimeError as e:
+        if most := re.search(r"Please set it to a value <= (\d+)", str(e)):
+            raise UserError(
+                f"vocab_size: got {vocab_size}, but the text gives {most[1]} pieces at the most, "
+                "the 256 bytes included; expected that or less, or a corpus with more different "
+                "words in it"
+            ) from e
         raise UserError(f"vocab_size: got {vocab_size}, SentencePiece refuses it: {e}") from e
     _check(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
     return model.getvalue()
@@ -68,11 +73,11 @@ def _sample(data: DataConfig, source: str, num_bytes: float) -> list[str]:
 
     All of them, over and over, if the source has less.
     """
-    files = documents.files(data, source, "train")
+    found = documents.parts(data, source, "train")
     draw = random.Random(0).random
     kept: list[tuple[float, str]] = []  # the smallest numbers drawn, a heap, the largest first
     kept_bytes = total_bytes = 0
-    for line in (line for file in files for line in _lines(file)):
+    for line in (line for part in found for line in _lines(part)):
         key, size = -draw(), len(line.encode())
         total_bytes += size
         if kept_bytes >= num_bytes and key < kept[0][0]:
@@ -83,7 +88,7 @@ def _sample(data: DataConfig, source: str, num_bytes: float) -> list[str]:
             heapq.heappop(kept)
             kept_bytes -= largest
     if not kept:
-        raise UserError(f"data.corpus: {files[0].parent} has no text in its train files")
+        raise UserError(f"data.corpus: {found[0].directory} has no text in its train files")
     times = num_bytes / kept_bytes
     print(
         f"{source}: {kept_bytes:,} of {total_bytes:,} bytes of text, "
@@ -99,9 +104,9 @@ def _sample(data: DataConfig, source: str, num_bytes: float) -> list[str]:
     return taken
 
 
-def _lines(path: epath.Path) -> Iterator[str]:
+def _lines(part: documents.Part) -> Iterator[str]:
     """Yield lines without their newlines, which so become the byte piece <0x0A>, as for LLaMA."""
-    for text in documents.read(path):
+    for text, _ in documents.read(part):
         for line in re.split(f"[\n{OWN_MARK}]", text):
             yield from parts(line)
 

@@ -20,8 +20,8 @@ def held_out_rows(vocabulary: Vocabulary) -> np.ndarray:
     data = DataConfig(store="", batch_size=1)
     rows = []
     for source, _ in LLAMA_MIXTURE:
-        paths = documents.files(data, source, "validation")
-        texts = (text for path in paths for text in documents.read(path))
+        parts = documents.parts(data, source, "validation")
+        texts = (text for part in parts for text, _ in documents.read(part))
         tokens: list[int] = []
         while len(tokens) < ROW_TOKENS:
             tokens += [vocabulary.bos_id, *vocabulary.encode(next(texts))]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llama_jax.config import UserError
+from llama_jax.formats import vocabulary
 from llama_jax.formats.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED
 
 LLAMA3 = (
@@ -47,6 +48,17 @@ def without_roles(content: bytes) -> tuple[dict[str, Any], dict[str, list[dict[s
         for role in token.pop("roles", ()):
             found[role].append(token)
     return parsed, found
+
+
+def to_sentencepiece(content: bytes) -> bytes | None:
+    """Return the SentencePiece model that gives the tokens of a tokenizer.json, with roles; None if
+    there is none."""
+    try:
+        parsed, roles = without_roles(content)
+        (bos,), (eos,) = roles["bos"], roles["eos"]
+        return vocabulary.from_hugging_face(parsed, bos["id"], eos["id"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def pre_of(content: bytes) -> str:

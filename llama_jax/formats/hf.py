@@ -210,12 +210,7 @@ def _read_tokenizer(directory: Path, config: dict) -> bytes | None:
     if not file.exists():
         return None
     content = tokenizer.read(str(file))
-    try:
-        parsed, roles = bpe.without_roles(content)
-        (bos,), (eos,) = roles["bos"], roles["eos"]
-        return vocabulary.from_hugging_face(parsed, bos["id"], eos["id"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return content
+    return bpe.to_sentencepiece(content) or content
 
 
 def _check_beside(directory: Path, config: dict, model: bytes) -> None:

@@ -125,7 +125,7 @@ def run_digest(experiment: Experiment) -> str:
     their names: before they are there, there is no digest of them, and a sweep may try several.
     """
     data = experiment.data
-    parts = [identity(experiment), data.corpus, data.tokenizer]
+    parts = [identity(experiment), data.corpus, data.sources, data.held_out, data.tokenizer]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -72,7 +72,10 @@ def write_split(
         ids["eos_id"] = vocabulary.eos_ids[0]
     paths = [store.shard_path(source, split, number) for number in range(len(arrays))]
     shards = tuple(
-        store.Shard("file", "", made_with, 1, len(a), store.write_tokens(data.store, path, a))
+        store.Shard(
+            *("file", "", made_with, 1, len(a), store.write_tokens(data.store, path, a)),
+            documents_sha256="",  # which training has no use for
+        )
         for path, a in zip(paths, arrays, strict=True)
     )
     index = store.Split(**ids, shards=shards)

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py where there is no GPU, and where a part fails."""
+"""Benchmarks: data.py at a tiny size; gpu.py where there is no GPU, and where a part fails."""
 
 import os
 import re
@@ -7,6 +7,28 @@ import sys
 
 import gpu
 from helpers.paths import ROOT
+
+
+def test_the_data_benchmark_prints_each_beside_its_limit():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/data.py"]
+        + ["--rounds", "1", "--mb", "0.7", "--seq-len", "128"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(
+        r"\u2502 +(\S.*?) \u2502 +([\d.]+) \u2502.*\u2502 +([\d.]+) \u2502", done.stdout
+    )
+    assert [name for name, _, _ in rows] == [
+        *("training input, from the store", "limit: a memory map"),
+        *("cache, its tokenizing", "SentencePiece", "tokenizers"),
+    ]
+    rates = [float(rate) for _, rate, _ in rows]
+    for (_, _, ratio), rate, first in zip(rows, rates, rates[:1] * 2 + rates[2:3] * 3, strict=True):
+        assert abs(float(ratio) - first / rate) < 0.1 * float(ratio) + 0.02
 
 
 def test_without_a_card_it_says_so_in_one_line():

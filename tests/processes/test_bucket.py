@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import re
 import socket
 import subprocess
@@ -17,6 +18,9 @@ from helpers.processes import environment, run_telling, start_pod, telling
 from helpers.runs import EXPERIMENT, NUM_STEPS
 from helpers.storage_emulator import StorageEmulator, refusing
 from llama_jax.config import DataConfig
+from llama_jax.data import documents
+from llama_jax.data.cache import cache
+from llama_jax.data.ledger import Ledger
 from llama_jax.run import checkpoint
 from llama_jax.run.metrics import Writer, read_metrics
 from llama_jax.run.workdir import steps
@@ -307,6 +311,54 @@ def test_a_bucket_from_which_no_checkpoint_could_be_deleted_is_refused(experimen
     done = cli("train", experiment, "--workdir", f"gs://{BUCKET}/other")
     storage.nameless.discard(BUCKET)
     assert done.returncode == 2 and "does not have access" in done.stderr
+
+
+# Corpora as they are published
+
+
+def test_published_files_in_a_bucket_are_read_and_cached_there(storage):
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet
+
+    table = pa.table({"content": [f"row {i}" for i in range(300)]})
+    parquet, stream = io.BytesIO(), io.BytesIO()
+    pyarrow.parquet.write_table(table, parquet, row_group_size=100)
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    lines = "".join(f'{{"content": "row {i}"}}\n' for i in range(300)).encode()
+    files = {
+        "stack/data/c/0.parquet": parquet.getvalue(),
+        "dump/a/b/0.jsonl.zst": pa.Codec("zstd").compress(lines, asbytes=True),
+        "saved/data-00000-of-00001.arrow": stream.getvalue(),
+        "saved/state.json": b'{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}',
+    }
+    for name, content in files.items():
+        storage.put(BUCKET, f"published/{name}", content)
+    sources = (
+        ("parquet", "stack/data/*/*.parquet", "content"),
+        ("zstd", f"gs://{BUCKET}/published/dump/**/*.jsonl.zst", "content"),
+        ("arrow", "saved", "content"),
+    )
+    data = DataConfig(
+        corpus=f"gs://{BUCKET}/published", sources=sources, held_out=0.1, store="", batch_size=1
+    )
+    for source, _, _ in sources:
+        splits = [
+            {d.text for part in documents.parts(data, source, split) for d in documents.read(part)}
+            for split in ("train", "validation")
+        ]
+        assert all(splits) and splits[0] | splits[1] == {*table["content"].to_pylist()}
+    data = dataclasses.replace(
+        data, mixture=(("zstd", 1.0),), store=f"gs://{BUCKET}/published/store", seq_len=16
+    )
+    cache(data, num_workers=1)
+    (train,) = documents.parts(data, "zstd", "train")
+    text, name = next(documents.read(train))
+    ledger = Ledger(data)
+    ((source, document),) = ledger.find(name)
+    assert source == "zstd"
+    tokens = ledger.documents["zstd"].tokens.read(document.start, document.stop)
+    assert ledger.vocabulary.decode(tokens.tolist()) == text
 
 
 # What grows

@@ -1,0 +1,1 @@
+"""Sources run as pipelines of datatrove, which only `llama-jax prepare` loads."""
