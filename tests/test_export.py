@@ -56,7 +56,7 @@ def test_spaces_that_llama_cpp_does_not_remove_are_said(stories, tmp_path):
     (note,) = manifest["notes"]
     assert "a text with repeated, leading or trailing spaces becomes other tokens" in note
     assert note in convert.summary(tmp_path / "x", manifest)
-    assert manifest["verification"]["texts"] == 12
+    assert manifest["verification"]["texts"] == 13
     assert export(stories, tmp_path / "y", "hf", verify=False)["notes"] == []
 
 

@@ -199,7 +199,7 @@ NOTICED = {
     "logits": (other_rotary_layout, "logits differ by .* accepted"),
     "tokens": (
         other_field("add_add_space_prefix", "tokenizer.ggml.add_space_prefix", False),
-        "the tokens of 'one  two   three    four' are others, and of 10 more texts",
+        "the tokens of 'one  two   three    four' are others, and of 11 more texts",
     ),
     "a file that is refused": (
         other_field("add_block_count", "llama.block_count", None),
