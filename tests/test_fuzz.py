@@ -80,7 +80,10 @@ def usual(verb: str, directory: Path, run: Path) -> list[str]:
         "train": [QUICKSTART, "--set", f"optimizer.warmup_steps={2**31 - 1}", *nowhere],
         "show": [QUICKSTART],
         "plan": [QUICKSTART, "--slice", "h100:8"],
-        "prepare": ["c4", "--input", f"{directory}/none", "--output", f"{directory}/out"],
+        "prepare": [
+            *("c4", "--input", f"{directory}/none", "--output", f"{directory}/out"),
+            *("--against", f"{directory}/none"),
+        ],
         "quality": [
             *("classifier", "--references", f"{directory}/none", "--pages", f"{directory}/none"),
             *("--models", f"{directory}/out"),

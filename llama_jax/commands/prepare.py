@@ -8,7 +8,7 @@ import sys
 from llama_jax.commands import options
 from llama_jax.config import LLAMA_MIXTURE, UserError
 
-SOURCES = [source for source, _ in LLAMA_MIXTURE]
+SOURCES = [*(source for source, _ in LLAMA_MIXTURE), "corpus"]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,13 +26,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=options.local_path,
         metavar="CORPUS",
-        help="CORPUS/SOURCE is written",
+        help="CORPUS/SOURCE is written; of the source corpus, CORPUS",
     )
     parser.add_argument(
         "--models",
         type=options.local_path,
         metavar="DIR",
         help="models that rules of the source need",
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        type=options.local_path,
+        metavar="FILE",
+        help="evaluation sets: documents that they are in are left out, and listed in hits.jsonl",
     )
     parser.add_argument(
         "--without",
@@ -90,7 +98,10 @@ def run(args: argparse.Namespace) -> int:
         ) from e
     source = importlib.import_module(f"llama_jax.data.sources.{args.source}").SOURCE
     task_bytes = round(args.task_mb * 1e6)
-    plan = prepare.plan(source, args.input, args.output, args.models, {*args.without}, task_bytes)
+    plan = prepare.plan(
+        *(source, args.input, args.output, args.models, {*args.without}, task_bytes),
+        against=args.against,
+    )
     if prepare.is_there(plan):
         print(f"{plan.final} is there already, of the same files, rules and models")
         return 0

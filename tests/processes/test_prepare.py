@@ -1,5 +1,6 @@
 """prepare: dumps become documents and a report, whatever is bad, killed, or how many workers."""
 
+import gzip
 import html
 import json
 import os
@@ -82,6 +83,42 @@ def test_bad_input_is_named_and_the_rest_is_there(tmp_path):
     report = json.loads((tmp_path / "corpus/c4/report.json").read_text())
     assert {*report["bad"]["files"]} == {f"dump/{name}" for name in said}
     assert report["bad"]["pieces"] == len(said)
+
+
+# All sources together, and evaluation sets
+
+QUESTION = "Which of these seven planets of our sun has the most moons, and how many of them?"
+
+
+def test_a_corpus_holds_no_text_twice_and_no_evaluation_set(tmp_path):
+    for source, texts in {
+        "c4": [*TEXTS[:20], f"He asked: which of these {QUESTION[15:].upper()} Nobody knew."],
+        "books": [TEXTS[3], *TEXTS[20:], f"{QUESTION[:40]} is a question."],
+    }.items():
+        path = dumps.c4(tmp_path / f"corpus/{source}/train-00000.jsonl.gz", texts)
+        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        fields = [row | {"id": f"{source}-{n}", "source": source} for n, row in enumerate(rows)]
+        lines = "".join(json.dumps(row) + "\n" for row in fields)
+        path.write_bytes(gzip.compress(lines.encode()))
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text(json.dumps({"question": QUESTION, "choices": ["Jupiter", "Saturn"]}) + "\n")
+    args = ("corpus", "--input", tmp_path / "corpus", "--output", tmp_path / "clean")
+    done = prepare(*args, "--against", exam, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    found = {source: documents(tmp_path / "clean" / source) for source in ("c4", "books")}
+    texts = [document["text"] for source in found for document in found[source]]
+    assert sorted(texts) == sorted([*TEXTS, f"{QUESTION[:40]} is a question."])
+    assert {d["source"] for d in found["books"]} == {"books"} and len(found["c4"]) in (19, 20)
+    (hit,) = (json.loads(line) for line in (tmp_path / "clean/hits.jsonl").open())
+    assert hit["id"] == "c4-20" and hit["evaluation_set"] == "exam.jsonl"
+    assert hit["words"] == "which of these seven planets of our sun has the most moons and"
+    report = json.loads((tmp_path / "clean/report.json").read_text())
+    assert [(step["name"], step["dropped"]) for step in report["steps"]] == [
+        ("exact duplicates", 1),
+        ("evaluation sets", 1),
+    ]
+    gone = prepare(*args, "--against", tmp_path / "none.jsonl")
+    assert gone.returncode == 2 and f"--against: {tmp_path}/none.jsonl is not there" in gone.stderr
 
 
 # Paragraphs that occur more than once, and pages of which nothing is left

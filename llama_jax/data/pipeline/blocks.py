@@ -69,7 +69,7 @@ class ReadDocuments(PipelineStep):
         with gzip.open(document_file(self.folder, rank), "rt", encoding="utf-8") as lines:
             for line in lines:
                 record = json.loads(line)
-                yield Document(**{key: record[key] for key in FIELDS if key != "source"})
+                yield Document(**record)
 
 
 class Apply(PipelineStep):
@@ -132,7 +132,7 @@ class Write(PipelineStep):
             gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0) as file,
         ):
             for document in data:
-                record = vars(document) | {"source": self.source.name}
+                record = vars(document) | {"source": document.source or self.source.name}
                 fields = {key: record[key] for key in FIELDS}
                 file.write(json.dumps(fields, ensure_ascii=False).encode(errors="replace") + b"\n")
                 yield document

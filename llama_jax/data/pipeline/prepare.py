@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.config import UserError
-from llama_jax.data.pipeline import blocks, comparisons
+from llama_jax.data.pipeline import blocks, comparisons, contamination
 from llama_jax.data.pipeline.stage import Stage
 from llama_jax.data.sources.source import Comparison, Rule, Source, WithModels
 from llama_jax.plain_file import plain
@@ -26,7 +26,8 @@ class Plan:
     files: list[tuple[Path, str, int]]  # path, its name in the report, bytes; by name
     left_out: int  # files of the inputs that are of another kind
     steps: list[tuple[str, Rule | Comparison]]  # by the names that the report has for them
-    models: dict[str, str]  # file: SHA-256
+    models: dict[str, str]  # file: SHA-256; evaluation sets, too
+    against: tuple[Path, ...]  # evaluation sets
     task_bytes: int  # of the files of a task; a larger file is a task of its own
     final: Path
 
@@ -37,6 +38,8 @@ class Plan:
     @property
     def groups(self) -> list[list[tuple[str, str]]]:
         """Return the files of each task."""
+        if self.source.keeps_files:
+            return [[(str(path), name)] for path, name, _ in self.files]
         groups, room = [], 0
         for path, name, size in self.files:
             if not groups or size > room:
@@ -54,6 +57,7 @@ class Plan:
             "steps": [
                 repr(step) if isinstance(step, Comparison) else name for name, step in self.steps
             ],
+            "against": [path.name for path in self.against],
             "models": self.models,
             "task_bytes": self.task_bytes,
         }
@@ -66,16 +70,25 @@ def plan(
     models: Path | None,
     without: set[str],
     task_bytes: int,
+    against: Sequence[Path] = (),
 ) -> Plan:
-    """Return the plan of a source's documents.
+    """Return the plan of a source's documents. against: evaluation sets.
 
     Raises UserError for input that is missing or of another kind, and for a model that is missing.
     """
     files, left_out = _files(source, inputs)
+    if source.keeps_files:
+        _check_places([path for path, _, _ in files])
     steps, used = _steps(source, models, without)
-    sums = {path.name: _sha256(path) for path in used}
-    final = Path(os.path.abspath(corpus)) / source.name  # for workers that begin elsewhere
-    return Plan(source, files, left_out, steps, sums, task_bytes, final)
+    sets = tuple(Path(os.path.abspath(path)) for path in against)
+    for path in sets:
+        if not plain(path).is_file():
+            raise UserError(f"--against: {path} is not there, or no file")
+    sums = {path.name: _sha256(path) for path in (*used, *sets)}
+    final = Path(os.path.abspath(corpus))  # for workers that begin elsewhere
+    if not source.keeps_files:
+        final /= source.name
+    return Plan(source, files, left_out, steps, sums, sets, task_bytes, final)
 
 
 def _files(source: Source, inputs: Sequence[Path]) -> tuple[list[tuple[Path, str, int]], int]:
@@ -101,6 +114,18 @@ def _files(source: Source, inputs: Sequence[Path]) -> tuple[list[tuple[Path, str
         given = ", ".join(map(str, inputs))
         raise UserError(f"--input: no file of {source.name}, a {kinds}, in {given}")
     return [(path, name, path.stat().st_size) for name, path in sorted(found.items())], left_out
+
+
+def _place(path: Path) -> str:
+    """Return where a file is beneath the corpus, if files are kept: SOURCE/FILE."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def _check_places(paths: list[Path]) -> None:
+    places: dict[str, Path] = {}
+    for path in paths:
+        if (other := places.setdefault(_place(path), path)) != path:
+            raise UserError(f"--input: {other} and {path} would be one file; rename one")
 
 
 def _steps(
@@ -166,6 +191,9 @@ def stages(plan: Plan) -> list[Stage]:
             blocks.ReadDocuments(folder / "documents"),
             blocks.Tallied(leave_out, tallies),
         ]
+    if plan.against:
+        leave_out = contamination.LeaveContaminatedOut(plan.against, plan.work / "hits")
+        pipeline.append(blocks.Tallied(leave_out, plan.work / "tallies" / str(len(plan.steps))))
     pipeline.append(blocks.Write(plan.source, plan.work / "finished"))
     return [*made, Stage("documents", pipeline, len(groups))]
 
@@ -219,10 +247,19 @@ def write_reports(plan: Plan, report: str, page: str) -> None:
     """Put the report beside the finished documents."""
     (plan.work / "finished/report.json").write_text(report + "\n")
     (plan.work / "finished/report.html").write_text(page)
+    if plan.against:
+        contamination.join(plan.work / "hits", plan.work / "finished/hits.jsonl")
 
 
 def finish(plan: Plan) -> None:
     """Move the finished documents to where they belong, all at once, and clear the rest away."""
+    if plan.source.keeps_files:
+        for rank, [(path, _)] in enumerate(plan.groups):
+            place = plan.work / "finished" / _place(Path(path))
+            place.parent.mkdir(exist_ok=True)
+            made = blocks.document_file(plan.work / "finished", rank)
+            if made.exists():  # or one that was killed here has moved it
+                os.replace(made, place)
     os.replace(plan.work / "finished", plan.final)
     shutil.rmtree(plan.work)
 

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from llama_jax import __version__
+from llama_jax.data.pipeline import contamination
 from llama_jax.data.pipeline.prepare import Plan
 from llama_jax.data.pipeline.tally import EXAMPLES, Tally, shown, total
 
@@ -22,7 +23,8 @@ def report(plan: Plan) -> dict[str, Any]:
     ranks = range(len(plan.groups))
     read = total(tallies / f"read/{rank:05}.json" for rank in ranks)
     steps, bad = [], {file: list(found) for file, found in read.bad.items()}
-    for number, (name, _) in enumerate(plan.steps):
+    names = [name for name, _ in plan.steps] + [contamination.NAME] * bool(plan.against)
+    for number, name in enumerate(names):
         tally = total(tallies / f"{number}/{rank:05}.json" for rank in ranks)
         steps.append({"name": name, **_figures(tally)})
         for file, (count, first) in tally.bad.items():

@@ -20,6 +20,7 @@ class Document:
     licence: str | None = None  # of this text: an SPDX identifier, or upstream's words
     date: str | None = None  # as upstream writes it, ISO 8601 where it can be chosen
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)  # what else is known
+    source: str | None = None  # of a prepared document; else it is the name of the one that reads
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -91,3 +92,4 @@ class Source:
     read: Callable[[Path], Iterator[Document | Bad]]
     steps: tuple[Rule | WithModels | Comparison, ...]  # in this order
     rights: str  # a sentence or two: under which licence the text is, and about personal data
+    keeps_files: bool = False  # each file becomes CORPUS/SOURCE/FILE, by its own names
