@@ -120,7 +120,7 @@ def test_data_prints_batches_steps_and_epochs(cli, trained, experiment_file):
     done = cli("data", experiment_file, "--step", 3, "--show", 10)
     assert done.returncode == 0, done.stderr
     title, *lines = done.stdout.splitlines()
-    assert title == "step 3: batch 3"
+    assert title == "batch 3, of the update after 3 others: step 4 of the log"
     form = r"row \d: \w+ epoch 0 train-[01]\.jsonl(\.gz)?:\d+ tokens \d+\.\.\d+ of \d+: ['\"].*"
     assert all(re.fullmatch(form, line) for line in lines), lines
     assert cli("data", trained, "--step", 3, "--show", 10).stdout == done.stdout

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_batch(ledger: "Ledger", number: int, step: int, show: int) -> None:
     """Print a line about each document of a batch, with its text; all of it if show is 0."""
-    print(f"step {step}: batch {number}")
+    print(f"batch {number}, of the update after {step:,} others: step {step + 1:,} of the log")
     for shown in ledger.batch(number):
         document, size = shown.document, shown.stop - shown.start
         begin = shown.start - document.start

@@ -48,7 +48,7 @@ def damaged_c4(folder: Path, texts: Sequence[str]) -> dict[str, str]:
         "empty.json.gz": (b"", "EOFError: the file is empty"),
         "zip.json.gz": (ENCRYPTED_ZIP, "BadGzipFile: Not a gzipped file (b'PK')"),
         "surrogate.json.gz": (gzip.compress(b'{"text": "\\ud800"}\n'), "surrogates not allowed"),
-        "list.json.gz": (gzip.compress(b"[1]\n"), "line 1: is no document of C4"),
+        "list.json.gz": (gzip.compress(b"[1]\n"), "line 1: is no JSON object"),
     }
     for name, (content, _) in damage.items():
         (folder / name).write_bytes(content)

@@ -37,7 +37,7 @@ def test_c4_becomes_documents_with_a_report(tmp_path):
     assert [document["text"] for document in made] == TEXTS
     assert made[0] == {
         "text": TEXTS[0],
-        "id": "0.json.gz:1",
+        "id": "0.json.gz/row 1",
         "source": "c4",
         "url": "http://x/0",
         "licence": None,
@@ -50,7 +50,7 @@ def test_c4_becomes_documents_with_a_report(tmp_path):
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     assert (blank["documents_in"], blank["dropped"], blank["documents_out"]) == (41, 1, 40)
     assert (blank["bytes_in"], blank["bytes_out"]) == (num_bytes + 2, num_bytes)
-    assert blank["examples"] == [{"id": "1.json.gz:11", "url": "http://x/10", "text": " \n"}]
+    assert blank["examples"] == [{"id": "1.json.gz/row 11", "url": "http://x/10", "text": " \n"}]
     page = html.unescape((tmp_path / "corpus/c4/report.html").read_text())
     assert TEXTS[0] in page and report["rights"] in page and "blank" in done.stdout
     assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["c4"]

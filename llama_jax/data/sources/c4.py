@@ -3,32 +3,26 @@
 The paper takes C4 as it is. Its heuristics and its deduplication are its makers'.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama_jax.data.sources.lines import lines, open_binary
+from llama_jax.data.sources.rows import rows
 from llama_jax.data.sources.source import Bad, Document, Source
 
 
 def read(path: Path) -> Iterator[Document | Bad]:
     """Yield the document of each line: {"text", "url", "timestamp"}, of
     which a sample may have the first alone."""
-    with open_binary(path) as file:
-        for found in lines(file):
-            if isinstance(found, Bad):
-                yield found
-                continue
-            number, line = found
-            try:
-                record = json.loads(line)
-                text, url, date = record["text"], record.get("url"), record.get("timestamp")
-                if not isinstance(text, str):
-                    raise TypeError(f'"text" is of type {type(text).__name__}')
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-                yield Bad(f"line {number}", f"is no document of C4: {type(e).__name__}: {e}")
-                continue
-            yield Document(text, id=f"{path.name}:{number}", url=url, date=date)
+    for found in rows(path):
+        if isinstance(found, Bad):
+            yield found
+            continue
+        where, row = found
+        if not isinstance(row.get("text"), str):
+            yield Bad(where, 'is no document of C4: it has no "text"')
+            continue
+        url, date = row.get("url"), row.get("timestamp")
+        yield Document(row["text"], id=f"{path.name}/{where}", url=url, date=date)
 
 
 def blank(document: Document) -> str | None:
